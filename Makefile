@@ -1,0 +1,55 @@
+# Every target makes .venv by itself when it is missing or out of date. Works with GNU make 3.81 and later.
+#   make run        train the main job on bundled data
+#   make test       the quick tests            make test-all   the slow ones as well
+#   make check      all that a change must pass
+#   make bench      side by side with peers
+# PYTHON=python3.12 chooses the interpreter for a new .venv; DNNKIT_DATA is the folder with data sets, if there is one.
+
+PYTHON ?= python3
+PYTEST_WORKERS ?= 2
+
+PY := .venv/bin/python
+# The folder is part of the name: the .venv of a checkout that was moved or copied still points to the old place.
+STAMP := .venv/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
+PYTEST := $(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+# pytest ends with 5 when nothing was selected.
+NONE_IS_FINE := || test $$? -eq 5
+
+.PHONY: help run test test-slow test-all check bench clean
+
+help:
+	@sed -n '1,/^$$/s/^# //p' Makefile
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dnnkit needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	@echo 'Making .venv: a few minutes the first time.'
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm -f .venv/.ready-*
+	@touch $@
+
+run: $(STAMP)
+	$(PY) -m dnnkit
+
+test: $(STAMP)
+	$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow $(NONE_IS_FINE)
+
+test-all: test
+	$(MAKE) test-slow
+
+check: $(STAMP)
+	$(PY) -m ruff check
+	$(PY) -m mypy --strict dnnkit
+	$(PYTEST) -m "not slow"
+	$(PY) -m pytest tests/test_packaging.py -m slow
+
+bench: $(STAMP)
+	$(PY) -m benchmarks
+
+# Runs and their records are results, not build products: they stay.
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

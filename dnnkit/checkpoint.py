@@ -1,0 +1,193 @@
+"""Checkpoints: tensors and plain values in a zip file, written whole or not at all, verified before they are read.
+
+A checkpoint is Lightning's dictionary with our own state under the key `dnnkit`: what is needed to rebuild the network
+and to feed it, without reference to any class that would have to be unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pytorch_lightning.plugins import CheckpointIO
+from torch import Tensor, nn
+
+from dnnkit.errors import CheckpointError
+from dnnkit.record.files import disk, sync_folder
+
+STATE_KEY = "dnnkit"
+FORMAT = 1
+FROM_A_RUN = "Use a checkpoint from a run folder."
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the checkpoint says of its run beside Lightning's state.
+
+    `config`: the resolved config, plain values; `digest`: its SHA-256; `inputs`: shape of one example; `outputs`: number of
+    logits or values; `classes`: their names, or None; `mean`, `std`: the training statistics that inputs are standardised
+    with, broadcastable to a batch; `seed`: the run's seed; `version`: of dnnkit.
+    """
+
+    config: dict[str, Any]
+    digest: str
+    inputs: tuple[int, ...]
+    outputs: int
+    classes: tuple[str, ...] | None
+    mean: Tensor
+    std: Tensor
+    seed: int
+    version: str
+    format: int = field(default=FORMAT)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only, loadable with `weights_only=True`: `checkpoint["dnnkit"] = state.as_dict()`."""
+        return {**asdict(self), "mean": self.mean.detach().cpu(), "std": self.std.detach().cpu()}
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any], path: Path) -> Self:
+        """The state in a loaded checkpoint. Raises CheckpointError where `path` was not written by a dnnkit that we understand."""
+        held = checkpoint.get(STATE_KEY)
+        if not isinstance(held, Mapping):
+            raise CheckpointError(f"{path} was not written by dnnkit: it holds no {STATE_KEY!r} state", FROM_A_RUN)
+        if held.get("format") != FORMAT:
+            cause = f"{path} has checkpoint format {held.get('format')!r}, this version of dnnkit reads {FORMAT}"
+            raise CheckpointError(cause, f"Install dnnkit {held.get('version')}.")
+        try:
+            return cls(**held)
+        except TypeError as error:
+            raise CheckpointError(f"{path} has an incomplete {STATE_KEY!r} state: {error}", "Use another checkpoint of the run.") from error
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's door to checkpoint files: atomic when it writes, suspicious when it reads."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None) -> None:
+        """`save`; storage options belong to remote file systems and are refused with TypeError."""
+        if storage_options is not None:
+            raise TypeError("storage_options are for remote file systems; checkpoints are saved to local files only")
+        save(checkpoint, path)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """`load`; `weights_only=False` is refused with CheckpointError, every other value means True."""
+        if weights_only is False:
+            raise CheckpointError(f"{path} is not loaded with weights_only=False, which runs code in the file", "Leave weights_only out.")
+        return load(path, map_location)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Deletes the file; one that is gone already is no error."""
+        _local(path).unlink(missing_ok=True)
+
+
+def save(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes a hidden neighbour of `path`, syncs it to the disk and renames it.
+
+    Whatever happens, `path` is afterwards the old file or the new one. Raises DiskError (full disk, no permission),
+    CheckpointError for an address that is no local file.
+    """
+    final = _local(path)
+    neighbour = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    with disk(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(neighbour, "wb") as file:
+                _write(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(neighbour, final)
+            sync_folder(final.parent)
+        except BaseException:
+            neighbour.unlink(missing_ok=True)
+            raise
+
+
+def load(path: str | os.PathLike[str], map_location: Any | None = None) -> dict[str, Any]:
+    """The checkpoint at `path`, on the CPU unless `map_location` says otherwise.
+
+    The CRC-32 of every member of the zip file is verified first: torch itself does not look, and loads flipped bytes as
+    weights. Loaded with `weights_only=True`: nothing in the file is executed. Raises CheckpointError.
+    """
+    file = _local(path)
+    _verify(file)
+    try:
+        held = torch.load(file, map_location="cpu" if map_location is None else map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{file} is not a checkpoint of tensors and plain values: {reason}", FROM_A_RUN) from error
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{file} holds a {type(held).__name__}, not a checkpoint", FROM_A_RUN)
+    return held
+
+
+def load_weights(path: str | os.PathLike[str], module: nn.Module, *, prefix: str = "") -> dict[str, Any]:
+    """Copies the checkpoint's weights into `module` in place and returns the whole checkpoint.
+
+    `prefix` picks and shortens the names: `prefix="net."` loads a LightningModule's `net` into that network alone. Every name
+    and shape must match. Raises CheckpointError that lists what does not, and leaves `module` untouched then.
+    """
+    checkpoint = load(path)
+    held = checkpoint.get("state_dict")
+    if not isinstance(held, Mapping):
+        raise CheckpointError(f"{path} holds no weights (no state_dict)", FROM_A_RUN)
+    weights = {name.removeprefix(prefix): tensor for name, tensor in held.items() if name.startswith(prefix)}
+    misfits = _misfits(weights, module.state_dict())
+    if misfits:
+        listed = "\n".join(f"  - {line}" for line in misfits[:10]) + (f"\n  … and {len(misfits) - 10} more" if len(misfits) > 10 else "")
+        raise CheckpointError(f"{path} belongs to another network:\n{listed}", "Build the network with the config of its run folder.")
+    module.load_state_dict(weights)
+    return checkpoint
+
+
+def _misfits(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """One line for each weight that is missing, not expected, or of another shape."""
+    missing = [f"{name}: shape {tuple(wanted[name].shape)}, missing from the checkpoint" for name in wanted if name not in held]
+    extra = [f"{name}: shape {tuple(held[name].shape)}, not in the network" for name in held if name not in wanted]
+    shapes = [
+        f"{name}: shape {tuple(held[name].shape)} in the checkpoint, {tuple(wanted[name].shape)} in the network"
+        for name in wanted
+        if name in held and held[name].shape != wanted[name].shape
+    ]
+    return [*shapes, *missing, *extra]
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    """`path` as a local file; an address is refused, because what comes from the net must be looked at first."""
+    if "://" in os.fspath(path):
+        raise CheckpointError(f"{os.fspath(path)} is an address, not a file", "Download the checkpoint and give the path of the file.")
+    return Path(path)
+
+
+def _write(checkpoint: Mapping[str, Any], file: Any) -> None:
+    """`torch.save`, whose writer reports a failed write as RuntimeError and hides the operating system's reason behind it."""
+    try:
+        torch.save(dict(checkpoint), file)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, OSError):
+            raise cause from error
+        raise
+
+
+def _verify(file: Path) -> None:
+    cure = "Use another checkpoint of the run (checkpoints/last.ckpt, checkpoints/best.ckpt), or train again."
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+            # The checksums do not cover the table of contents; torch reads a member that is marked as a folder as garbage.
+            damaged = damaged or next((member.filename for member in archive.infolist() if member.external_attr), None)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {file}", "Checkpoints lie in checkpoints/ of a run folder.") from error
+    except (OSError, ValueError, EOFError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error, struct.error) as error:
+        raise CheckpointError(f"{file} is damaged or is no checkpoint: {error}", cure) from error
+    if damaged is not None:
+        raise CheckpointError(f"{file} is damaged: the checksum of {damaged} inside it does not match", cure)

@@ -1,0 +1,114 @@
+"""What can be chosen, read from the live registry and the config tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dnnkit import plugins
+from dnnkit.config.loader import Loader, sweep_files
+from dnnkit.config.sections import GROUPS, SECTIONS
+from dnnkit.errors import ConfigError, Problem, nearest
+from dnnkit.registry import KINDS, REGISTRIES, Component
+from dnnkit.schema import kind_settings, words
+
+_SWITCHES = {
+    ("initializer", "auto"): "what the activation pairs with",
+    ("loss", "auto"): "what the task wants: cross_entropy for classification",
+    ("metrics", "auto"): "what the task wants: acc for classification",
+}
+
+
+def groups() -> list[dict[str, str]]:
+    """Every group that `list` knows, with the number of its choices."""
+    plugins.load()
+    listed = [*GROUPS, "metrics", *(name for name in ("trainer", "tracking", "experiment", "sweeps"))]
+    return [{"name": group, "summary": ", ".join(row["name"] for row in choices(group))} for group in listed]
+
+
+def choices(group: str) -> list[dict[str, str]]:
+    """The choices of one group: name, summary, origin. Raises ConfigError for a group that there is not."""
+    plugins.load()
+    if group in REGISTRIES and (group in GROUPS or group == "metrics"):
+        named = [{"name": record.name, "summary": record.summary, "origin": _package(record)} for record in REGISTRIES[group]]
+        switches = [{"name": name, "summary": _SWITCHES.get((group, name), "nothing"), "origin": "dnnkit"} for name in KINDS[group].switches]
+        return switches + named + [row for row in _files(group) if row["name"] not in {known["name"] for known in switches + named}]
+    if group == "sweeps":
+        return [{"name": name, "summary": _headline(path), "origin": str(path)} for name, path in sweep_files().items()]
+    if group in SECTIONS or group == "experiment":
+        return _files(group)
+    known = [*GROUPS, "metrics", *SECTIONS, "experiment", "sweeps"]
+    raise ConfigError([Problem(group, f"there is no group of this name; there are: {', '.join(known)}", nearest(group, known))])
+
+
+def _package(record: Component) -> str:
+    return f"{record.origin.package} {record.origin.version}".strip()
+
+
+def _files(group: str) -> list[dict[str, str]]:
+    """The presets of a group on the search path, first come first served."""
+    found: dict[str, dict[str, str]] = {}
+    for source in Loader().guard.get_sources():
+        folder = Path(source.path) / group
+        if source.scheme() == "file" and folder.is_dir():
+            for path in sorted(folder.glob("*.yaml")):
+                found.setdefault(path.stem, {"name": path.stem, "summary": _headline(path), "origin": source.provider.replace("main", "dnnkit")})
+    return list(found.values())
+
+
+def _headline(path: Path) -> str:
+    """The first sentence of a file's opening comment that is not the command that runs it."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.lstrip("#").strip()
+        if text and not text.startswith(("python -m", "dnnkit ", "@")):
+            lines.append(text)
+    return " ".join(lines).partition(". ")[0].rstrip(".") + ("." if lines else "")
+
+
+def record(group: str, name: str) -> dict[str, Any]:
+    """All that is known of one choice. Raises ConfigError with the nearest names where there is none."""
+    rows = {row["name"]: row for row in choices(group)}
+    if name not in rows:
+        kind = KINDS[group].name if group in KINDS else group
+        raise ConfigError([Problem(f"{group}={name}", f"there is no {kind} of this name; there are: {', '.join(rows)}", nearest(name, rows))])
+    if group in REGISTRIES and name in REGISTRIES[group]:
+        component = REGISTRIES[group].get(name)
+        shared = kind_settings(group)
+        common = [{"name": key, "rule": words(shared.annotation(key)), "default": default} for key, default in shared.defaults().items()]
+        return {**component.to_dict(), "common_settings": common}
+    return {"kind": group, **rows[name]}
+
+
+def page(found: dict[str, Any]) -> str:
+    """A record for reading in a terminal."""
+    if "settings" not in found:
+        return f"{found['kind']}={found['name']}\n\n{found['summary']}\n\nfrom {found['origin']}"
+    origin = found["origin"]
+    parts = [f"{found['kind']}={found['name']}", found["doc"] or "(no description)"]
+    if found["settings"]:
+        parts.append("settings:\n" + "\n".join(_setting_line(found["kind"], row) for row in found["settings"]))
+    if found["common_settings"]:
+        lines = [f"  {found['kind']}.{row['name']} = {_yaml(row['default'])}   {row['rule']}" for row in found["common_settings"]]
+        parts.append(f"settings of every {KINDS[found['kind']].name}:\n" + "\n".join(lines))
+    if found["facts"]:
+        parts.append("\n".join(f"{key}: {value}" for key, value in found["facts"].items()))
+    parts.append(f"from {origin['package']} {origin['version']} ({origin['module']})")
+    return "\n\n".join(parts)
+
+
+def _setting_line(group: str, row: dict[str, Any]) -> str:
+    rule = words(REGISTRY_TYPES[row["type"]]) if row["type"] in REGISTRY_TYPES else row["type"]
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multiple of", "min_length": "length ≥", "max_length": "length ≤"}
+    bounds = ", ".join(f"{signs[bound]} {value}" for bound, value in row["bounds"].items())
+    default = "has to be given" if row["required"] else f"= {_yaml(row['default'])}"
+    return f"  {group}.{row['name']} {default}   {rule}{', ' + bounds if bounds else ''}"
+
+
+REGISTRY_TYPES = {"float": float, "int": int, "bool": bool, "str": str}
+
+
+def _yaml(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

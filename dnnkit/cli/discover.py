@@ -1,0 +1,81 @@
+"""The subcommands that show what there is: list, describe, plugins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from dnnkit.errors import ConfigError, Problem
+
+
+def asks_help(words: list[str], text: str) -> bool:
+    if "-h" in words or "--help" in words:
+        print(text)
+        return True
+    return False
+
+
+def list_choices(words: list[str]) -> int:
+    from dnnkit.cli.catalogue import choices, groups
+
+    as_json, rest = _json_flag(words)
+    if asks_help(rest, "dnnkit list [GROUP] [--json]\n\nThe groups of choices, or what can be chosen in one, each with a line about it."):
+        return 0
+    rows = groups() if not rest else choices(_one(rest, "list [GROUP]", most=1)[0])
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        print(f"{row['name']:<{width}}  {row['summary']}".rstrip())
+    return 0
+
+
+def describe(words: list[str]) -> int:
+    from dnnkit.cli.catalogue import page, record
+
+    as_json, rest = _json_flag(words)
+    if asks_help(rest, "dnnkit describe GROUP NAME [--json]\n\nFormula, settings with bounds and defaults, source and origin of one choice."):
+        return 0
+    group, name = _one(rest, "describe GROUP NAME", most=2, least=2)
+    found = record(group, name)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else page(found))
+    return 0
+
+
+def list_plugins(words: list[str]) -> int:
+    from dnnkit import plugins
+
+    as_json, rest = _json_flag(words)
+    if asks_help(rest, "dnnkit plugins [--json]\n\nThe installed plugin packages, what each registered, and why one failed."):
+        return 0
+    _one(rest, "plugins", most=0)
+    rows = [
+        {
+            "name": plugin.name,
+            "package": plugin.package,
+            "version": plugin.version,
+            "module": plugin.module,
+            "components": [f"{group}={name}" for group, name in plugin.components],
+            "error": plugin.error,
+        }
+        for plugin in plugins.load()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        state = f"failed: {row['error']}" if row["error"] else f"{len(row['components'])} components"
+        print(f"{row['name']}  {row['package']} {row['version']}  {state}")
+    return 0
+
+
+def _json_flag(words: Sequence[str]) -> tuple[bool, list[str]]:
+    return "--json" in words, [word for word in words if word != "--json"]
+
+
+def _one(words: Sequence[str], usage: str, *, most: int, least: int = 0) -> list[str]:
+    """The words, if there are as many as the command takes."""
+    if not least <= len(words) <= most or any(word.startswith("-") for word in words):
+        raise ConfigError([Problem(" ".join(words) or "nothing", f"the command is: dnnkit {usage} [--json]")])
+    return list(words)

@@ -1,0 +1,183 @@
+"""The command line: train by names, sweep, list, describe."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dnnkit.cli.discover import asks_help, describe, list_choices, list_plugins
+from dnnkit.errors import ConfigError, DnnkitError, Problem, SweepError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HELP = """\
+dnnkit trains a deep network that you describe in names, and records every number of the run.
+
+  python -m dnnkit                                   train the default: digits, a SELU network, 1cycle
+  python -m dnnkit +experiment=selu_mnist            train an experiment by its name
+  python -m dnnkit activation=relu optimizer=nadam   change any choice by its name
+  python -m dnnkit optimizer.lr=0.1 seed=1           change any setting
+  python -m dnnkit -m activation=selu,relu,tanh      run a sweep, one run for each value
+  python -m dnnkit -m +sweeps=activations            run a study from the folder sweeps/
+
+To see what there is:
+  dnnkit list                        every group of choices; dnnkit list optimizer: the optimizers
+  dnnkit describe activation selu    what a choice means: formula, settings, bounds, source
+  dnnkit check OVERRIDES             say what is wrong with a config, and do nothing
+  dnnkit plugins                     the installed plugin packages, and whether they loaded
+
+Options:
+  -m, --multirun       run a sweep over every value that is given with commas
+  --config-dir DIR     a folder with presets of your own, such as DIR/experiment/mine.yaml
+  --cfg                print the composed config and do nothing
+  --version            the version
+  -h, --help           this text; after a subcommand, its own
+
+A run leaves a folder under runs/ and a run in MLflow; its last lines say where, and how to look at it.
+Exit codes: 0 finished, 1 our fault, 2 config, 3 plugin, 4 data, 5 diverged, 6 checkpoint, 7 part of a sweep failed,
+8 disk, 130 and 143 stopped by a signal. DNNKIT_DEBUG=1 shows tracebacks.
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the words of a training command line ask for."""
+
+    overrides: tuple[str, ...]
+    multirun: bool = False
+    show_config: bool = False
+    config_dir: str | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except DnnkitError as error:
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output is gone: `dnnkit list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        _complain(f"internal error: {type(error).__name__}: {error}\n  this is a fault of dnnkit or of a plugin; DNNKIT_DEBUG=1 shows where")
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if words and _is_subcommand(words[0]):
+        if words[0] not in SUBCOMMANDS:
+            raise ConfigError([Problem(words[0], f"there is no such command; there are: {', '.join(SUBCOMMANDS)}", nearest(words[0], SUBCOMMANDS))])
+        return SUBCOMMANDS[words[0]](words[1:])
+    if "-h" in words or "--help" in words:
+        print(HELP, end="")
+        return 0
+    if "--version" in words:
+        from importlib.metadata import version
+
+        print(version("dnnkit"))
+        return 0
+    return _train(_options(words))
+
+
+def _is_subcommand(word: str) -> bool:
+    return word.replace("-", "").replace("_", "").isalnum() and not word.startswith("-")
+
+
+def _options(words: Sequence[str]) -> Options:
+    """The options among the words; everything else is an override."""
+    overrides: list[str] = []
+    found: dict[str, object] = {}
+    rest = iter(words)
+    for word in rest:
+        if word in ("-m", "--multirun"):
+            found["multirun"] = True
+        elif word in ("--cfg", "-c"):
+            found["show_config"] = True
+        elif word.split("=")[0] in ("--config-dir", "-cd"):
+            found["config_dir"] = word.partition("=")[2] or next(rest, "")
+        elif word.startswith("-"):
+            known = ("--multirun", "--config-dir", "--cfg", "--version", "--help", "-m", "-h")
+            raise ConfigError([Problem(word, f"there is no such option; there are: {', '.join(known)}", nearest(word, known))])
+        else:
+            overrides.append(word)
+    return Options(tuple(overrides), **found)  # type: ignore[arg-type]
+
+
+def _train(options: Options) -> int:
+    from rich.console import Console
+
+    from dnnkit.sweep import is_sweep
+
+    if options.multirun or is_sweep(options.overrides, options.config_dir):
+        return _sweep(options, Console())
+    from dnnkit.config import compose
+
+    cfg = compose(options.overrides, config_dir=options.config_dir)
+    if options.show_config:
+        print(cfg.to_yaml(), end="")
+        return 0
+    from dnnkit.cli.report import report
+    from dnnkit.training import train
+
+    console = Console(quiet=not cfg.values["trainer"]["progress_bar"])
+    report(train(cfg, console=console), Console())
+    return 0
+
+
+def _sweep(options: Options, console: Console) -> int:
+    from dnnkit.cli.report import sweep_table
+    from dnnkit.sweep import check_sweep, run_sweep
+
+    if options.show_config:
+        from dnnkit.config import Composer
+
+        check_sweep(Composer(options.config_dir), options.overrides)
+        raise ConfigError([Problem("--cfg", "shows the config of one run; leave -m out")])
+    outcomes = run_sweep(options.overrides, config_dir=options.config_dir, console=console)
+    console.print()
+    console.print(sweep_table(outcomes))
+    failed = [outcome for outcome in outcomes if outcome.exit_code]
+    if failed:
+        raise SweepError(f"{len(failed)} of {len(outcomes)} jobs failed: {', '.join(str(outcome.job) for outcome in failed)}", failed[0].message)
+    return 0
+
+
+def _complain(message: str) -> None:
+    if os.environ.get("DNNKIT_DEBUG") == "1":
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+
+
+def _check(words: list[str]) -> int:
+    """dnnkit check OVERRIDES: compose and validate, and do nothing else."""
+    if asks_help(words, "dnnkit check [OVERRIDES] [--config-dir DIR]\n\nSays everything that is wrong with a config; exit code 2 if anything is."):
+        return 0
+    options = _options(words)
+    from dnnkit.config import Composer
+    from dnnkit.sweep import check_sweep, is_sweep
+
+    if options.multirun or is_sweep(options.overrides, options.config_dir):
+        check_sweep(Composer(options.config_dir), options.overrides)
+    else:
+        Composer(options.config_dir).one(options.overrides)
+    print("the config is valid")
+    return 0
+
+
+SUBCOMMANDS: Mapping[str, Callable[[list[str]], int]] = {
+    "list": list_choices,
+    "describe": describe,
+    "check": _check,
+    "plugins": list_plugins,
+}

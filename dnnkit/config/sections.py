@@ -1,0 +1,134 @@
+"""The sections of a config that are not components: how to train, what to keep, where to record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le, Len
+
+from dnnkit.errors import Problem, nearest
+from dnnkit.registry import REGISTRIES
+from dnnkit.schema import Count, Settings, Share, validate_node
+
+Name = Annotated[str, Len(min_length=1, max_length=200)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How long, on what and how exactly to train.
+
+    Counts are in minibatches or epochs as named; `limit_*_batches` and `val_check_interval` are a count of minibatches
+    or a share of an epoch. `chunk_size` is the number of minibatches that are run between two looks at the clock; it
+    changes no number. `early_stopping` is the patience in validations, null to train to the end.
+    """
+
+    name: Literal["auto", "cpu", "gpu"] = "auto"
+    max_epochs: Count = 20
+    devices: Count = 1
+    precision: Literal[32, 64, "32", "64", "bf16"] = "32"
+    accumulate_grad_batches: Count = 1
+    threads: Count | None = None
+    limit_train_batches: Count | Share = 1.0
+    limit_val_batches: Count | Share = 1.0
+    val_check_interval: Count | Share = 1.0
+    log_every_n_steps: Count = 50
+    early_stopping: Count | None = None
+    chunk_size: Count = 50
+    progress_bar: bool = True
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where the record goes besides the run folder. `wait_s` bounds how long the end of a run waits for MLflow, in seconds."""
+
+    name: Literal["mlflow", "none"] = "mlflow"
+    uri: str | None = None
+    experiment: Name = "dnnkit"
+    runs: Name = "runs"
+    log_model: bool = False
+    wait_s: Annotated[float, Ge(0)] = 120.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What makes a checkpoint the best one: a validation metric and its direction; `auto` takes the task's."""
+
+    monitor: str = "auto"
+    mode: Literal["auto", "min", "max"] = "auto"
+
+
+@dataclass(frozen=True)
+class Top:
+    """The keys of a config that hold one value."""
+
+    name: Name = "run"
+    seed: Seed = 0
+    task: Literal["auto", "classification"] = "auto"
+    metrics: Literal["auto"] | list[str] = "auto"
+
+
+SECTIONS: Mapping[str, type] = {"trainer": Trainer, "tracking": Tracking, "checkpoint": Checkpoint}
+
+#: Component groups that a config chooses from; the others have no place in a config yet.
+GROUPS = (
+    "data",
+    "model",
+    "activation",
+    "initializer",
+    "normalization",
+    "dropout",
+    "regularizer",
+    "constraint",
+    "clipping",
+    "loss",
+    "optimizer",
+    "scheduler",
+)
+
+
+def top_level() -> list[str]:
+    """Every key a config may have at its top."""
+    return [*Settings.of(Top).names(), *GROUPS, *SECTIONS]
+
+
+def validate(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """The whole config with defaults filled in, and everything wrong with it."""
+    known = top_level()
+    problems = [Problem(str(key), f"unknown key; there are: {', '.join(known)}", nearest(str(key), known)) for key in config if key not in known]
+    own = Settings.of(Top)
+    valid, found = own.validate({key: value for key, value in config.items() if key in own}, "")
+    problems += found
+    for section, declared in SECTIONS.items():
+        valid[section], found = _section(section, declared, config.get(section))
+        problems += found
+    for group in GROUPS:
+        valid[group], found = validate_node(group, config.get(group))
+        problems += found
+    return valid, problems + (_across(valid) if not problems else [])
+
+
+def _section(name: str, declared: type, values: Any) -> tuple[dict[str, Any], list[Problem]]:
+    if not isinstance(values, Mapping):
+        return {}, [Problem(name, f"must hold its settings, as {name}.KEY=VALUE, got {values!r}")]
+    valid, problems = Settings.of(declared).validate(values, name)
+    if "precision" in valid:
+        valid["precision"] = str(valid["precision"])
+    return valid, problems
+
+
+def _across(config: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong between settings that are right by themselves."""
+    problems = []
+    if config["trainer"]["devices"] > 1:
+        problems.append(Problem("trainer.devices", f"must be 1 for trainer={config['trainer']['name']}, got {config['trainer']['devices']}"))
+    wanted = config["metrics"] if isinstance(config["metrics"], list) else []
+    known = REGISTRIES["metrics"].names()
+    problems += [Problem("metrics", f"no metric is called {name!r}; there are: {', '.join(known)}", nearest(name, known)) for name in wanted if name not in known]
+    monitors = ["auto", "val/loss", *(f"val/{name}" for name in (wanted or known))]
+    if config["checkpoint"]["monitor"] not in monitors:
+        message = f"must be one of {', '.join(monitors)}, got {config['checkpoint']['monitor']!r}"
+        problems.append(Problem("checkpoint.monitor", message, nearest(config["checkpoint"]["monitor"], monitors)))
+    return problems

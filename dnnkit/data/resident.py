@@ -1,0 +1,145 @@
+"""Batches over tensors that live on one device, in an order that is a pure function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from dnnkit.errors import DataError
+
+_MASK = (1 << 64) - 1
+_ORDER, _MINIBATCH = 1, 2  # one stream of seeds per purpose: the order of an epoch never shares one with a minibatch
+
+
+def splitmix64(value: int) -> int:
+    """The next output of SplitMix64 in state `value`, in [0, 2^64). Steele, Lea & Flood 2014."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+@lru_cache(maxsize=256)
+def _stream(purpose: int, seed: int, rank: int) -> int:
+    return splitmix64(splitmix64(splitmix64(purpose) + seed) + rank)
+
+
+def minibatch_seed(seed: int, minibatch: int, rank: int) -> int:
+    """The seed of one minibatch: a pure function of (seed, minibatches since the start of the run, rank), in [0, 2^64).
+
+    torch's CPU generator uses the low 32 bits, so two of n minibatches share a stream with probability about n²/2^33;
+    nothing depends on their being distinct.
+    """
+    return splitmix64(_stream(_MINIBATCH, seed, rank) + minibatch)
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of the n samples in an epoch (counted from 0), shape `(n,)`, int64, on the CPU, so that it is the same on every device."""
+    generator = torch.Generator().manual_seed(splitmix64(_stream(_ORDER, seed, 0) + epoch))
+    return torch.randperm(n, generator=generator)
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """The generator that dropout and its like draw from on `device`."""
+    if device.type == "cpu":
+        return torch.default_generator
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    if device.type == "mps":
+        return torch.mps._get_default_mps_generator()
+    raise DataError(f"the device {str(device)!r} has no default random generator", "use one of cpu, cuda, mps")
+
+
+class Batches:
+    """A loader over `x` of shape `(n, *shape)` and `y` of shape `(n, ...)`, both on one device.
+
+    Its length counts minibatches, a ragged last one included.
+    It yields pairs `(x, y)`, one minibatch at a time. While `chunk` is k > 0 it yields the indices of the next k
+    minibatches instead, shape `(samples,)`, in the same order; `minibatches(indices)` turns them into pairs.
+
+    The order of an epoch is `epoch_order(n, seed, epoch)`; the epoch is set by `set_epoch`, which Lightning calls at
+    the start of each. Without `shuffle` it is the stored one.
+
+    Raises DataError where x and y have different lengths or none, or batch_size < 1.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, batch_size: int, seed: int, shuffle: bool = True) -> None:
+        if len(x) != len(y) or len(x) == 0:
+            raise DataError(f"x has {len(x)} samples and y has {len(y)}: they must have equally many, at least 1", "check the data source")
+        if batch_size < 1:
+            raise DataError(f"data.batch_size must be at least 1, got {batch_size}", "set data.batch_size")
+        self.x, self.y, self.batch_size, self.seed, self.shuffle = x, y, batch_size, seed, shuffle
+        self.epoch = self.position = self.chunk = 0
+        self._resume: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.x) / self.batch_size)
+
+    @property
+    def batch_sampler(self) -> SimpleNamespace:
+        """Where Lightning looks for the `set_epoch` to call: on a loader's `batch_sampler.sampler`."""
+        return SimpleNamespace(sampler=self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of `epoch`, counted from 0, from the next `iter` on."""
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands: the epoch and the number of its minibatches that were handed out."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at `state`: the next pass over that epoch begins at its position. A pass over another epoch begins at 0."""
+        self._resume = (state["epoch"], state["position"])
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the tensors to `device`, in place."""
+        self.x, self.y = self.x.to(device), self.y.to(device)
+        return self
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | Tensor]:
+        # A generator: nothing below runs before the first minibatch is asked for, when epoch and state are known.
+        epoch, position = self._resume or (self.epoch, 0)
+        self.position, self._resume = (position if epoch == self.epoch else 0), None
+        order = self._order()
+        while self.position < len(self):
+            start, self.position = self.position, min(self.position + max(1, self.chunk), len(self))
+            span = slice(start * self.batch_size, self.position * self.batch_size)
+            if self.chunk:
+                yield order[span]
+            elif self.shuffle or not self._aligned:
+                yield self.x.index_select(0, order[span]), self.y.index_select(0, order[span])
+            else:
+                yield self.x[span], self.y[span]
+
+    def minibatches(self, indices: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The minibatches at `indices`, a whole number of them but for a ragged last: pairs of x `(batch, *shape)` and y `(batch, ...)`."""
+        if self._aligned:
+            xs = torch.split(self.x.index_select(0, indices), self.batch_size)
+        else:
+            xs = tuple(self.x.index_select(0, part) for part in torch.split(indices, self.batch_size))
+        return list(zip(xs, torch.split(self.y.index_select(0, indices), self.batch_size), strict=True))
+
+    @property
+    def _aligned(self) -> bool:
+        """Whether every minibatch of one contiguous block starts on a 64-byte line.
+
+        Off such a line kernels may sum in another order, and the numbers must not depend on how many minibatches were
+        gathered at once; so only aligned minibatches are views.
+        """
+        return self.x[0].numel() * self.x.element_size() * self.batch_size % 64 == 0
+
+    def _order(self) -> Tensor:
+        order = epoch_order(len(self.x), self.seed, self.epoch) if self.shuffle else torch.arange(len(self.x))
+        return order.to(self.x.device)
+
+
+def evaluation_batches(x: Tensor, y: Tensor, batch_size: int = 1000) -> Batches:
+    """The samples in their stored order, in batches as large as memory likes: for validation and test."""
+    return Batches(x, y, batch_size, seed=0, shuffle=False)

@@ -1,0 +1,195 @@
+"""Lightning's training epoch loop, many minibatches per `advance`.
+
+It rests on private classes of pytorch-lightning 2.6; tests/test_loop.py compares it with the stock loop, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loops.fetchers import _DataFetcher
+from pytorch_lightning.loops.progress import _Progress
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.trainer import call
+from torch import Tensor
+
+from dnnkit.data.resident import Batches
+from dnnkit.errors import ConfigError, Problem
+from dnnkit.loop.chunk import Chunk, chunk_of, minibatches_until, until_multiple
+from dnnkit.loop.compatible import reason_against_chunks
+from dnnkit.loop.step import Execute, choose_step, run_chunk
+from dnnkit.module import Module, Outcome, ScheduleLR
+
+log = logging.getLogger("dnnkit")
+
+
+class ChunkedEpochLoop(_TrainingEpochLoop):
+    """Runs up to `chunk_size` minibatches per `advance` and leaves everything as the stock loop would.
+
+    A chunk ends wherever somebody looks: at the epoch's end, a flush, `log_every_n_steps`, validation, a checkpoint by
+    steps, `max_steps`. Batch hooks of callbacks fire once per chunk, as for its last minibatch. Where something needs
+    every minibatch, `advance` is the stock one, with the same numbers, and the reason is logged.
+    """
+
+    def __init__(self, trainer: pl.Trainer, min_steps: int | None = None, max_steps: int = -1, chunk_size: int = 50) -> None:
+        super().__init__(trainer, min_steps, max_steps)
+        self.chunk_size = chunk_size
+        self._execute: Execute | None = None
+        self._reasons: set[str] = set()
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        """Decide how this epoch is run: callbacks may have changed the trainer since the last one."""
+        super().on_run_start(data_fetcher)
+        reason = reason_against_chunks(self.trainer)
+        if reason is None:
+            self._source.to(self.trainer.strategy.root_device)
+        self._execute = None if reason else choose_step(self.trainer, self._module)
+        if reason and reason not in self._reasons:
+            self._reasons.add(reason)
+            log.warning("training goes one minibatch at a time, which is slower: %s", reason)
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        """Run one chunk, or one minibatch where chunks cannot be.
+
+        Raises StopIteration where the epoch has no minibatch left.
+        """
+        if self._execute is None:
+            super().advance(data_fetcher)
+            return
+        if self.restarting and self._leads_to_validation(data_fetcher):
+            return
+        self.val_loop.restarting = False
+        trainer = self.trainer
+        if trainer.world_size > 1:
+            self._broadcast_sigterm_tensor()
+        chunk = self._next_chunk()
+        indices = self._fetch(data_fetcher, chunk)
+        number = self.batch_progress.total.ready
+        self._begin(chunk, indices)
+        with trainer.profiler.profile("run_training_batch"):
+            outcome = self._run(chunk, indices, number, self._execute)
+        self._count(chunk)
+        self._end(chunk, indices, outcome)
+
+    def _leads_to_validation(self, data_fetcher: _DataFetcher) -> bool:
+        """Whether a restarted loop has nothing to train before `on_advance_end`; the first lines of the stock `advance`."""
+        if not self._should_check_val_fx(data_fetcher):
+            return False
+        if self.val_loop.restarted_mid_evaluation:
+            return True
+        if self.restarted_on_last:
+            self._skip_next_val = True
+            return True
+        self.val_loop.increment_progress_to_evaluation_end()
+        return False
+
+    def _next_chunk(self) -> Chunk:
+        trainer, first, accumulate = self.trainer, self.batch_progress.current.ready, self.trainer.accumulate_grad_batches
+        boundaries = [minibatches_until(updates, first, accumulate) for updates in self._updates_until_somebody_looks()]
+        if trainer.val_check_batch not in (None, float("inf")):
+            done = self.batch_progress.total.ready if trainer.check_val_every_n_epoch is None else first
+            boundaries.append(until_multiple(done, int(trainer.val_check_batch)))
+        return chunk_of(self.chunk_size, first, int(trainer.num_training_batches), accumulate, boundaries)
+
+    def _updates_until_somebody_looks(self) -> Iterator[int]:
+        trainer, step = self.trainer, self.global_step
+        yield until_multiple(step, self._module.log_every)
+        if trainer.log_every_n_steps:
+            yield until_multiple(self._batches_that_stepped, trainer.log_every_n_steps)
+        if self.max_steps > 0:
+            yield self.max_steps - step
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps:
+                yield until_multiple(step, callback._every_n_train_steps)
+
+    def _fetch(self, data_fetcher: _DataFetcher, chunk: Chunk) -> Tensor:
+        source = self._source
+        source.chunk = chunk.size
+        try:
+            indices: Tensor = next(data_fetcher)[0]
+        finally:
+            source.chunk = 0
+        data_fetcher.fetched += chunk.size - 1
+        data_fetcher.done = data_fetcher.length is not None and data_fetcher.fetched >= data_fetcher.length
+        self.batch_progress.is_last_batch = data_fetcher.done
+        return indices
+
+    def _begin(self, chunk: Chunk, indices: Tensor) -> None:
+        """The counters and the rate that the chunk's last minibatch begins with, then the hooks that look at them."""
+        _add(self.batch_progress, "ready", chunk.size)
+        self.trainer._logger_connector.on_batch_start(indices)
+        before_last = chunk.updates - chunk.ends_on_update
+        self._batches_that_stepped += before_last
+        self._schedule.put(self._schedule.last_epoch + before_last)
+        call._call_callback_hooks(self.trainer, "on_train_batch_start", indices, chunk.stop - 1)
+        _add(self.batch_progress, "started", chunk.size)
+
+    def _run(self, chunk: Chunk, indices: Tensor, number: int, execute: Execute) -> Outcome:
+        source, module, convert = self._source, self._module, self.trainer.precision_plugin.convert_input
+        minibatches = source.minibatches(indices)
+        if any(convert(part[:0]).dtype != part.dtype for part in (source.x, source.y)):
+            minibatches = convert(minibatches)
+        name, module._current_fx_name = module._current_fx_name, "training_step"
+        outcome = run_chunk(module, self._schedule, execute, chunk, minibatches, number)
+        module._current_fx_name = name
+        return outcome
+
+    def _count(self, chunk: Chunk) -> None:
+        """Count the chunk as that many single minibatches, the last of them not yet completed."""
+        updates, optimizer = chunk.updates, self.automatic_optimization.optim_progress.optimizer
+        for field in ("ready", "completed"):
+            _add(optimizer.step, field, updates)
+            _add(self.scheduler_progress, field, updates)
+        for field in ("ready", "started", "completed"):
+            _add(optimizer.zero_grad, field, chunk.openings)
+        _add(self.batch_progress, "processed", chunk.size)
+        # A checkpoint saved by an end hook must say that one minibatch is not completed: that is how a restart knows it.
+        _add(self.batch_progress, "completed", chunk.size - 1)
+        self._schedule.seek(self._schedule.last_epoch + updates)
+
+    def _end(self, chunk: Chunk, indices: Tensor, outcome: Outcome) -> None:
+        trainer = self.trainer
+        outputs = {"loss": outcome.total.detach() / chunk.accumulate}
+        call._call_callback_hooks(trainer, "on_train_batch_end", outputs, indices, chunk.stop - 1)
+        trainer._logger_connector.on_batch_end()
+        self.batch_progress.increment_completed()
+        trainer._logger_connector.update_train_step_metrics()
+
+    @property
+    def _module(self) -> Module:
+        module = self.trainer.lightning_module
+        assert isinstance(module, Module)
+        return module
+
+    @property
+    def _source(self) -> Batches:
+        source = self.trainer.train_dataloader
+        assert isinstance(source, Batches)
+        return source
+
+    @property
+    def _schedule(self) -> ScheduleLR:
+        schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(schedule, ScheduleLR)
+        return schedule
+
+
+def use_chunks(trainer: pl.Trainer, chunk_size: int = 50) -> pl.Trainer:
+    """Give `trainer` the chunked epoch loop, `chunk_size` minibatches at most per chunk, and hand it back. Before `fit`.
+
+    The numbers do not depend on `chunk_size`.
+    """
+    if chunk_size < 1:
+        raise ConfigError([Problem("chunk_size", f"must be at least 1, got {chunk_size}")])
+    stock = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = ChunkedEpochLoop(trainer, stock.min_steps, stock.max_steps, chunk_size)
+    return trainer
+
+
+def _add(progress: _Progress, field: str, n: int) -> None:
+    for part in (progress.total, progress.current):
+        setattr(part, field, getattr(part, field) + n)

@@ -1,0 +1,169 @@
+"""Figures for a report, drawn from the journal: learning curves, learning rate, confusion matrix.
+
+Matplotlib is imported when a figure is drawn, and without pyplot: no backend is chosen, no global state is left.
+Colours are those of Okabe and Ito (2008), told apart by readers with any colour vision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnnkit.record.files import disk
+from dnnkit.record.journal import METRICS, Row, read_journal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#4D4D4D"
+DPI = 150
+MOST_CLASSES_WITH_NUMBERS = 20
+# Key after `train/` and `val/`: axis label, and whether more is better.
+PANELS = {"loss": ("Loss", False), "acc": ("Accuracy", True), "mse": ("Mean squared error", False), "r2": ("R²", True)}
+
+
+def learning_curves(run_dir: Path) -> Path | None:
+    """Loss and accuracy (R² or the mean squared error for regression), training and validation, against optimizer steps.
+
+    Writes `figures/learning_curves.png`; the best validation value is marked. None where nothing was journalled.
+    """
+    rows = read_journal(run_dir / METRICS)
+    present = {row.key for row in rows}
+    panels = [name for name in PANELS if f"train/{name}" in present or f"val/{name}" in present][:2]
+    if not panels:
+        return None
+    figure = _figure(4.6 * len(panels), 3.5)
+    for number, name in enumerate(panels, start=1):
+        _curve_panel(figure.add_subplot(1, len(panels), number), rows, name)
+    return _save(figure, run_dir, "learning_curves")
+
+
+def learning_rate(run_dir: Path) -> Path | None:
+    """The learning rate used at each journalled optimizer step, below it the momentum where it was journalled.
+
+    Writes `figures/learning_rate.png`; None where no rate was journalled.
+    """
+    rows = read_journal(run_dir / METRICS)
+    curves = [(key, label) for key, label in (("lr", "Learning rate"), ("momentum", "Momentum")) if _series(rows, key)[0]]
+    if not curves:
+        return None
+    figure = _figure(5.2, 3.2 if len(curves) == 1 else 4.6)
+    first = None
+    for number, (key, label) in enumerate(curves, start=1):
+        axes = figure.add_subplot(len(curves), 1, number, sharex=first)
+        first = first or axes
+        steps, values = _series(rows, key)
+        axes.plot(steps, values, color=BLUE if key == "lr" else GREEN, linewidth=1.6, marker="o" if len(steps) == 1 else None)
+        _dress(axes, label, bottom=number == len(curves))
+        if key == "lr":
+            axes.set_ylim(bottom=0)
+    figure.align_ylabels()
+    return _save(figure, run_dir, "learning_rate")
+
+
+def confusion_matrix(run_dir: Path, counts: Sequence[Sequence[int]], classes: Sequence[str] | None = None) -> Path:
+    """Counts of (true class, predicted class), coloured by the share of the true class. Shape `(classes, classes)`.
+
+    Writes `figures/confusion_matrix.png`. Up to 20 classes carry their numbers; above that the colours stand alone.
+    Raises ValueError where the counts are not square or the names do not fit.
+    """
+    size = len(counts)
+    names = [str(name) for name in classes] if classes is not None else [str(index) for index in range(size)]
+    if any(len(row) != size for row in counts) or len(names) != size:
+        raise ValueError(f"a confusion matrix needs one row, column and name per class, got {size} rows and {len(names)} names")
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    with_numbers = size <= MOST_CLASSES_WITH_NUMBERS
+    side = max(3.6, 0.46 * size + 1.6) if with_numbers else 6.8
+    figure = _figure(side + 0.9, side)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="Share of the true class", fraction=0.046, pad=0.03)
+    if with_numbers:
+        _write_counts(axes, counts, shares)
+    _name_classes(axes, names, every=1 if with_numbers else math.ceil(size / 25))
+    right, total = sum(counts[index][index] for index in range(size)), sum(map(sum, counts))
+    axes.set_title(f"{right:,} of {total:,} right ({right / max(1, total):.2%})", fontsize=10)
+    return _save(figure, run_dir, "confusion_matrix")
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def _save(figure: Figure, run_dir: Path, name: str) -> Path:
+    path = run_dir / "figures" / f"{name}.png"
+    with disk(path):
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, metadata={"Software": None})  # without the stamp equal numbers give equal bytes
+    return path
+
+
+def _series(rows: Sequence[Row], key: str) -> tuple[list[int], list[float]]:
+    """Steps and finite values of one key; a loss that diverged leaves a gap, not an error."""
+    chosen = [(row.step, row.value if math.isfinite(row.value) else math.nan) for row in rows if row.key == key]
+    return [step for step, _ in chosen], [value for _, value in chosen]
+
+
+def _curve_panel(axes: Axes, rows: Sequence[Row], name: str) -> None:
+    label, more_is_better = PANELS[name]
+    steps, values = _series(rows, f"train/{name}")
+    if steps:
+        axes.plot(steps, values, color=BLUE, linewidth=1.2, alpha=0.9, label="training", marker="." if len(steps) == 1 else None)
+    steps, values = _series(rows, f"val/{name}")
+    if steps:
+        axes.plot(steps, values, color=VERMILION, linewidth=1.6, marker="o", markersize=3.5, label="validation")
+        _mark_best(axes, steps, values, more_is_better)
+    _dress(axes, label)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _mark_best(axes: Axes, steps: Sequence[int], values: Sequence[float], more_is_better: bool) -> None:
+    finite = [(value, step) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
+    if len(finite) < 2:
+        return
+    value, step = max(finite, key=lambda pair: (pair[0], -pair[1])) if more_is_better else min(finite)
+    label = f"best {value:.4g} at step {step:,}"
+    axes.plot([step], [value], marker="o", markersize=9, fillstyle="none", color=GREY, linestyle="none", label=label)
+
+
+def _dress(axes: Axes, label: str, bottom: bool = True) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axes.set_ylabel(label)
+    axes.margins(x=0.02)
+    axes.grid(True, color="#E3E3E3", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if bottom:
+        axes.set_xlabel("Optimizer steps")
+    else:
+        axes.tick_params(labelbottom=False)
+
+
+def _write_counts(axes: Axes, counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]) -> None:
+    for row, line in enumerate(counts):
+        for column, count in enumerate(line):
+            colour: Any = "white" if shares[row][column] > 0.5 else ("#9A9A9A" if count == 0 else "black")
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
+
+
+def _name_classes(axes: Axes, names: Sequence[str], every: int) -> None:
+    shown = range(0, len(names), every)
+    labels = [names[index] for index in shown]
+    long = max(map(len, labels)) > 3
+    axes.set_xticks(list(shown), labels)
+    if long:
+        axes.tick_params(axis="x", labelrotation=45)
+        for label in axes.get_xticklabels():
+            label.set(horizontalalignment="right", rotation_mode="anchor")
+    axes.set_yticks(list(shown), labels)
+    axes.set_xlabel("Predicted class")
+    axes.set_ylabel("True class")
+    axes.spines[:].set_visible(False)

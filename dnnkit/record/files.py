@@ -1,0 +1,70 @@
+"""Files that are whole or absent: atomic writes, and disk trouble told as `DiskError`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dnnkit.errors import DiskError
+
+
+@contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusal to write `path` into a `DiskError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        cure = (
+            "Free some space on that disk, then start again or resume."
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "Choose a working folder that you may write to, or correct its permissions."
+        )
+        raise DiskError(f"cannot write {path}: {error.strerror or error}", cure) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename inside `folder` survive a power cut (a folder is synced like a file)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data`: a reader sees the old bytes or the new ones, never a mixture.
+
+    Writes a hidden neighbour, syncs it, renames it. Raises DiskError, leaving no neighbour behind.
+    """
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk(path):
+        try:
+            with open(neighbour, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(neighbour, path)
+            sync_folder(path.parent)
+        except BaseException:
+            neighbour.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` for text, in UTF-8."""
+    write_atomically(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, keys in the order given; NaN and Infinity as Python's tokens."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises OSError where there is none, ValueError where it is not JSON."""
+    return json.loads(path.read_text("utf-8"))

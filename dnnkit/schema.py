@@ -1,0 +1,217 @@
+"""Signatures to settings: validation, JSON Schema, and the default config node of every component.
+
+The signature is the schema. Each setting is judged by pydantic in strict mode, as JSON: no number is made from text, no
+truth value counts as a number, and infinities and NaN are not numbers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from dnnkit.errors import PluginError, Problem, nearest
+from dnnkit.registry import KINDS, REGISTRIES, Component, parameters
+
+#: How OmegaConf writes a value that has to be given.
+MISSING = "???"
+
+Count = Annotated[int, Ge(1)]
+Fraction = Annotated[float, Interval(gt=0, lt=1)]
+Share = Annotated[float, Interval(gt=0, le=1)]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Settings of every data source."""
+
+    batch_size: Count = 32
+    root: str | None = None
+    val_size: Count | Fraction = 0.1
+    test_size: Count | Fraction = 0.2
+    split: Literal["stratified", "random", "tail"] = "stratified"
+    standardize: Literal["auto", "channel", "feature", "none"] = "auto"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Settings of every model. `use_bias=auto` drops the bias of a layer that feeds straight into a normalization with an offset."""
+
+    use_bias: Literal["auto"] | bool = "auto"
+
+
+@dataclass(frozen=True)
+class NormalizationSettings:
+    """Settings of every normalization: before or after the activation, and whether the input is normalized too."""
+
+    position: Literal["pre", "post"] = "pre"
+    on_input: bool = False
+
+
+#: Settings that belong to a kind: declared once, added to every node of it, third parties' too.
+KIND_SETTINGS: Mapping[str, type] = types.MappingProxyType(
+    {"data": DataSettings, "model": ModelSettings, "normalization": NormalizationSettings}
+)
+
+
+class Settings:
+    """A set of typed, bounded settings with defaults, read from a signature."""
+
+    def __init__(self, declared: Sequence[inspect.Parameter]) -> None:
+        self._declared = {parameter.name: parameter for parameter in declared}
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Settings:
+        """The settings of a function or dataclass all of whose parameters are settings."""
+        return cls(list(inspect.signature(function, eval_str=True).parameters.values()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._declared
+
+    def __or__(self, other: Settings) -> Settings:
+        return Settings([*self._declared.values(), *other._declared.values()])
+
+    def names(self) -> list[str]:
+        """The names, in the order of the signature."""
+        return list(self._declared)
+
+    def annotation(self, name: str) -> Any:
+        """The type of one setting, with its bounds."""
+        return self._declared[name].annotation
+
+    def defaults(self) -> dict[str, Any]:
+        """Name to default, `???` for a setting that has to be given."""
+        empty = inspect.Parameter.empty
+        return {name: MISSING if p.default is empty else p.default for name, p in self._declared.items()}
+
+    def validate(self, values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[Problem]]:
+        """The values with defaults filled in, and everything wrong with them; `where` is the config path of the node."""
+        problems = [
+            Problem(_path(where, str(key)), _unknown(where, self.names()), nearest(str(key), self.names())) for key in values if key not in self._declared
+        ]
+        valid: dict[str, Any] = {}
+        for name, value in {**self.defaults(), **values}.items():
+            if name not in self._declared:
+                continue
+            if isinstance(value, str) and value == MISSING:
+                problems.append(Problem(_path(where, name), f"has to be given: {words(self.annotation(name))}"))
+                continue
+            try:
+                valid[name] = self._adapters[name].validate_json(json.dumps(value), strict=True)
+            except (ValidationError, ValueError, TypeError):
+                problems.append(_invalid(_path(where, name), self.annotation(name), value))
+        return valid, problems
+
+    def json_schema(self) -> dict[str, Any]:
+        """A JSON Schema of the object that holds these settings."""
+        properties = {}
+        for name, parameter in self._declared.items():
+            properties[name] = self._adapters[name].json_schema()
+            if parameter.default is not parameter.empty:
+                properties[name]["default"] = parameter.default
+        required = [name for name, parameter in self._declared.items() if parameter.default is parameter.empty]
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+    @cached_property
+    def _adapters(self) -> dict[str, TypeAdapter[Any]]:
+        config = ConfigDict(strict=True, allow_inf_nan=False)
+        return {name: TypeAdapter(parameter.annotation, config=config) for name, parameter in self._declared.items()}
+
+
+def _path(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _unknown(where: str, names: Sequence[str]) -> str:
+    known = ", ".join(names) if names else "none"
+    return f"unknown setting; {where} has: {known}" if where else f"unknown key; there are: {known}"
+
+
+def _invalid(where: str, annotation: Any, value: Any) -> Problem:
+    close = nearest(value, [str(choice) for choice in _choices(annotation)]) if isinstance(value, str) else ()
+    return Problem(where, f"must be {words(annotation)}, got {value!r}", close)
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) is Literal:
+        return typing.get_args(annotation)
+    return tuple(choice for member in typing.get_args(annotation) for choice in _choices(member))
+
+
+_WORDS: Mapping[Any, str] = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", type(None): "null", None: "null"}
+_PLURALS: Mapping[Any, str] = {int: "integers", float: "finite numbers", str: "texts", bool: "truth values"}
+_SIGNS: Mapping[str, str] = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most", "multiple_of": "a multiple of"}
+
+
+def words(annotation: Any) -> str:
+    """The rule that a type states, as a reader says it: "an integer at least 1 or null"."""
+    return _words(annotation, _WORDS)
+
+
+def _words(annotation: Any, table: Mapping[Any, str]) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        bounds = [f"{sign} {getattr(item, name)}" for item in arguments[1:] for name, sign in _SIGNS.items() if getattr(item, name, None) is not None]
+        length = [f"at least {item.min_length} long" for item in arguments[1:] if getattr(item, "min_length", None)]
+        return " ".join([_words(arguments[0], table), " and ".join(bounds + length)]).strip()
+    if origin is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(dict.fromkeys(str(choice) for choice in arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_words(member, table) for member in arguments)
+    if origin in (list, tuple, Sequence):
+        inner = [member for member in arguments if member is not Ellipsis]
+        return f"a list of {_words(inner[0], _PLURALS)}" if inner else "a list"
+    if origin is dict or annotation is dict:
+        return "a mapping"
+    return table.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+@lru_cache(maxsize=None)
+def kind_settings(group: str) -> Settings:
+    """The settings that every node of this config group has."""
+    return Settings.of(KIND_SETTINGS[group]) if group in KIND_SETTINGS else Settings([])
+
+
+def component_settings(component: Component) -> Settings:
+    """A component's own settings followed by those of its kind; PluginError where one hides the other."""
+    own, shared = Settings(parameters(component.kind, component.function)), kind_settings(component.kind.group)
+    clash = [name for name in own.names() if name in shared]
+    if clash:
+        raise PluginError(
+            f"{component.kind.group}={component.name} ({component.origin}): the setting {clash[0]!r} belongs to every {component.kind.name}",
+            "rename it in the component's signature",
+        )
+    return own | shared
+
+
+def node(group: str, name: str) -> dict[str, Any]:
+    """The config node of one choice: `{"name": name, …settings with their defaults}`."""
+    if name in KINDS[group].switches:
+        return {"name": name, **kind_settings(group).defaults()}
+    return {"name": name, **component_settings(REGISTRIES[group].get(name)).defaults()}
+
+
+def validate_node(group: str, values: Any) -> tuple[dict[str, Any], list[Problem]]:
+    """A group's node with defaults filled in, and everything wrong with it."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        return {}, [Problem(group, f"must be chosen by name, as {group}=NAME, got {values!r}")]
+    name, rest = values["name"], {key: value for key, value in values.items() if key != "name"}
+    choices = [*REGISTRIES[group].names(), *KINDS[group].switches]
+    if name not in choices:
+        return {}, [Problem(f"{group}.name", f"no {KINDS[group].name} is called {name!r}; there are: {', '.join(choices)}", nearest(name, choices))]
+    settings = kind_settings(group) if name in KINDS[group].switches else component_settings(REGISTRIES[group].get(name))
+    valid, problems = settings.validate(rest, group)
+    return {"name": name, **valid}, problems
+
+
+def own_values(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of a node that go to the component itself: without its name and the kind's settings."""
+    return {key: value for key, value in values.items() if key != "name" and key not in kind_settings(group)}

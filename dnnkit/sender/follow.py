@@ -1,0 +1,229 @@
+"""One run folder becomes one MLflow run, while it grows or long afterwards."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+from dnnkit.record import RunRecord, strip_credentials
+from dnnkit.record.folder import read_files
+from dnnkit.record.identity import scrub
+from dnnkit.sender.artifacts import EARLY, save_model, upload
+from dnnkit.sender.mark import Batch, Mark, Tail
+from dnnkit.sender.store import Store
+
+METRICS_PER_BATCH = 1000  # MLflow's own limits
+PARAMS_PER_BATCH = 100
+PARAM_LENGTH = 6000
+ATTEMPTS_AFTER_THE_END = 3
+LONGEST_PAUSE = 30.0
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Follower:
+    """Brings `run_dir` into `store`, one `advance` at a time, and tells `emit` what it has reached."""
+
+    def __init__(self, run_dir: Path, store: Store, emit: Emit) -> None:
+        self.run_dir = run_dir
+        self.record = RunRecord.read(run_dir)
+        self._store = store
+        self._emit = emit
+        self._lock = FileLock(run_dir / ".sender.lock")
+        self._log = _run_logger(run_dir)
+        self._mark = Mark.read(run_dir, strip_credentials(store.uri))
+        self._tail = Tail(run_dir, self._mark)
+        self._opened = False
+        self._failures = self._failures_after_the_end = 0
+        self._not_before = 0.0
+
+    def advance(self) -> bool:
+        """Sends what is new; true once there is nothing more to do: closed, or given up after the run's end."""
+        if time.monotonic() < self._not_before:
+            return False
+        try:
+            done = self._advance()
+            self._failures = 0
+        except Exception as error:  # whatever MLflow, the network or the disk may raise: told, tried again, never fatal
+            done = self._failed(error)
+        if done:
+            self.release()
+        return done
+
+    def release(self) -> None:
+        """Lets another sender have the folder."""
+        self._lock.release()
+        for handler in self._log.handlers:
+            handler.close()
+
+    def _advance(self) -> bool:
+        self.record = _settled(self.run_dir)  # before the journals: one that has ended has written them all
+        run_id = self._open()
+        self._send_rows(run_id)
+        if self.record.status == "RUNNING":
+            return False
+        self._close(run_id)
+        return True
+
+    def _open(self) -> str:
+        """The id of the MLflow run, which at the first call is found or created, and described."""
+        if self._opened and self._mark.run_id is not None:
+            return self._mark.run_id
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RuntimeError(f"another sender is following {self.run_dir}") from error
+        client, mark = self._store.client, self._mark
+        if mark.run_id is None:
+            mark.run_id = self._create_run()
+            mark.write(self.run_dir)
+        elif self.record.status == "RUNNING":
+            client.update_run(mark.run_id, status="RUNNING")  # a resumed run, closed once already
+        if not mark.described:
+            self._describe(mark.run_id)
+            mark.described = True
+            mark.write(self.run_dir)
+        self._opened = True
+        self._tell("created", run_id=mark.run_id)
+        return mark.run_id
+
+    def _create_run(self) -> str:
+        experiment_id = self._store.experiment(self.record.experiment)
+        # A sender killed between creating the run and noting its id must find it again, not create a second one.
+        found = self._store.find_run(experiment_id, self.record.uuid) if self._mark.creating else None
+        if found is not None:
+            return found
+        self._mark.creating = True
+        self._mark.write(self.run_dir)
+        tags = {"mlflow.source.name": "dnnkit", "mlflow.source.type": "LOCAL", "dnnkit.run_uuid": self.record.uuid, **self._tags()}
+        started = _milliseconds(self.record.created)
+        run = self._store.client.create_run(experiment_id, start_time=started, tags=tags, run_name=self.record.name)
+        return str(run.info.run_id)
+
+    def _describe(self, run_id: str) -> None:
+        """Parameters, the data set, and the files that say what the run is."""
+        client = self._store.client
+        params = [Param(key, self._fitting(key, value)) for key, value in read_files(self.run_dir, "params.json").items()]
+        for start in range(0, len(params), PARAMS_PER_BATCH):
+            client.log_batch(run_id, params=params[start : start + PARAMS_PER_BATCH])
+        dataset = read_files(self.run_dir, "dataset.json")
+        if dataset:
+            client.log_inputs(run_id, [DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", "training")])])
+        upload(client, run_id, self.run_dir, folders=EARLY, files={})
+
+    def _fitting(self, key: str, value: str) -> str:
+        if len(value) > PARAM_LENGTH:
+            self._log.warning("%s: %d characters cut to MLflow's %d; config/config.yaml has it whole", key, len(value), PARAM_LENGTH)
+        return value[:PARAM_LENGTH]
+
+    def _send_rows(self, run_id: str) -> None:
+        """Sends a batch that was under way, then all that is new."""
+        while self._mark.batch is not None or self._next_batch():
+            batch = self._mark.batch
+            assert batch is not None
+            metrics = [Metric(row.key, row.value, batch.timestamp, row.step) for row in batch.rows]
+            self._store.client.log_batch(run_id, metrics=metrics)
+            self._mark.done(self.run_dir)
+
+    def _next_batch(self) -> bool:
+        rows = self._tail.next_batch(METRICS_PER_BATCH)
+        if rows:
+            # Sent long after the run, the rows still belong to its time.
+            moment = int(time.time() * 1000) if self.record.ended is None else _milliseconds(self.record.ended)
+            self._mark.begin(self.run_dir, Batch(moment, rows))
+        return bool(rows)
+
+    def _close(self, run_id: str) -> None:
+        """Artifacts, tags, and the end; what is closed already is brought up to date and closed again."""
+        client, ended = self._store.client, self.record.ended
+        if self.record.log_model and self.record.status == "FINISHED":
+            self._save_model()
+        upload(client, run_id, self.run_dir)
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in self._tags().items()])
+        client.set_terminated(run_id, self.record.status, end_time=None if ended is None else _milliseconds(ended))
+        self._mark.closed = True
+        self._mark.write(self.run_dir)
+        self._tell("closed", run_id=run_id, status=self.record.status)
+
+    def _save_model(self) -> None:
+        try:
+            save_model(self.run_dir)
+        except Exception as error:  # a network that cannot be exported is still a run worth recording
+            self._log.exception("no model/")
+            self._tell("warning", message=f"model/ could not be saved: {self._in_words(error)}")
+
+    def _tags(self) -> dict[str, str]:
+        return {**read_files(self.run_dir, "tags.json"), "dnnkit.status": self.record.dnnkit_status}
+
+    def _failed(self, error: Exception) -> bool:
+        """Notes a failure, plans the next attempt; true if there will be none."""
+        ended = self.record.status != "RUNNING"
+        self._failures += 1
+        self._failures_after_the_end += ended
+        final = self._failures_after_the_end >= ATTEMPTS_AFTER_THE_END
+        self._not_before = time.monotonic() + min(LONGEST_PAUSE, 0.5 * 2**self._failures)
+        message = self._in_words(error)
+        if self._failures == 1:
+            self._log.error("%s", scrub(logging.Formatter().formatException((type(error), error, error.__traceback__)), self._store.uri))
+        else:
+            self._log.error("attempt %d: %s", self._failures, message)
+        if final and self._mark.run_id is not None:
+            self._end_anyway(self._mark.run_id)
+        self._tell("failed", message=message, final=final)
+        return final
+
+    def _end_anyway(self, run_id: str) -> None:
+        """A run that could not be sent whole should at least not look as if it were still going."""
+        try:
+            self._store.client.set_terminated(run_id, self.record.status)
+        except Exception as error:  # the store is gone, which has been told
+            self._log.error("not closed either: %s", self._in_words(error))
+
+    def _in_words(self, error: BaseException) -> str:
+        """One line for people, without secrets. Of a server that does not answer MLflow tells the whole story: the point is enough."""
+        chain: list[BaseException] = []
+        link: BaseException | None = error
+        while link is not None:
+            chain.append(link)
+            link = link.__cause__ or link.__context__
+        network = next((one for one in chain if isinstance(one, ConnectionError | TimeoutError | socket.gaierror)), None)
+        if network is not None:
+            return f"no answer from {strip_credentials(self._store.uri)}: {network.strerror or type(network).__name__}"
+        return scrub(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}", self._store.uri)
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        if event != "failed":
+            self._log.info("%s %s", event, facts)
+        self._emit({"event": event, "run": str(self.run_dir), **facts})
+
+
+def _settled(run_dir: Path) -> RunRecord:
+    """`run.json`, after marking a run as killed whose process is gone without having said how it ended."""
+    record = RunRecord.read(run_dir)
+    if record.status == "RUNNING" and record.process_is_gone():
+        record = RunRecord.read(run_dir)  # it may have ended properly between the two looks
+        if record.status == "RUNNING":
+            record = record.ended_as("KILLED", "killed", None)
+            record.write(run_dir)
+    return record
+
+
+def _milliseconds(moment: str) -> int:
+    return int(datetime.fromisoformat(moment).timestamp() * 1000)
+
+
+def _run_logger(run_dir: Path) -> logging.Logger:
+    """Writes `sender.log`; not registered with logging, so that the logs of many runs do not mix or pile up."""
+    logger = logging.Logger("dnnkit.sender", logging.INFO)
+    handler = logging.FileHandler(run_dir / "sender.log", encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logger.addHandler(handler)
+    return logger

@@ -1,0 +1,95 @@
+"""The high-water mark: what of a run folder MLflow has, kept in `sender.json` so that no row is lost or sent twice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+from dnnkit.record.files import read_json, write_json
+from dnnkit.record.journal import METRICS, TIMING, Row, read_from
+
+MARK = "sender.json"
+
+
+@dataclass
+class Batch:
+    """Rows on their way to MLflow and the time that they carry, in milliseconds since 1970."""
+
+    timestamp: int
+    rows: list[Row]
+
+
+@dataclass
+class Mark:
+    """`sent`: number of rows of each key that MLflow holds; `batch`: rows that it may or may not hold.
+
+    A batch is written here before it is sent. MLflow ignores a row that it holds already with the same time and value,
+    so that sending the batch once more, as it stands here, brings each row there exactly once. Rows are counted by key
+    because a journal that was cut back for a resume grows back to the same rows, but not to the same bytes.
+    """
+
+    tracking_uri: str
+    creating: bool = False
+    run_id: str | None = None
+    described: bool = False
+    closed: bool = False
+    sent: dict[str, int] = field(default_factory=dict)
+    batch: Batch | None = None
+
+    @classmethod
+    def read(cls, folder: Path, tracking_uri: str) -> Self:
+        """The mark in `folder`; a blank one where there is none yet or where it belongs to another store."""
+        path = folder / MARK
+        held = read_json(path) if path.exists() else {}
+        if held.get("tracking_uri") != tracking_uri:
+            return cls(tracking_uri)
+        batch = held.pop("batch")
+        return cls(**held, batch=None if batch is None else Batch(batch["timestamp"], [Row(*row) for row in batch["rows"]]))
+
+    def write(self, folder: Path) -> None:
+        """Replaces `sender.json` in one step. Raises DiskError."""
+        write_json(folder / MARK, asdict(self))
+
+    def begin(self, folder: Path, batch: Batch) -> None:
+        """Notes that `batch` is about to be sent."""
+        self.batch = batch
+        self.write(folder)
+
+    def done(self, folder: Path) -> None:
+        """Notes that MLflow has the batch."""
+        for row in self.batch.rows if self.batch is not None else ():
+            self.sent[row.key] = self.sent.get(row.key, 0) + 1
+        self.batch = None
+        self.write(folder)
+
+
+class Tail:
+    """Reads both journals of a folder as they grow and hands out the rows that are not yet in MLflow."""
+
+    def __init__(self, folder: Path, mark: Mark) -> None:
+        self._folder = folder
+        self._mark = mark
+        self._offsets = {METRICS: 0, TIMING: 0}
+        self._read: dict[str, int] = {}
+        self._waiting: list[Row] = []
+
+    def next_batch(self, limit: int) -> list[Row]:
+        """At most `limit` rows in the order of the journals, each handed out once; call it when no batch is on its way."""
+        for name, offset in self._offsets.items():
+            path = self._folder / name
+            if path.exists() and path.stat().st_size < offset:  # cut back for a resume
+                self._start_over()
+        for name, offset in self._offsets.items():
+            rows, self._offsets[name] = read_from(self._folder / name, offset)
+            for row in rows:
+                self._read[row.key] = self._read.get(row.key, 0) + 1
+                if self._read[row.key] > self._mark.sent.get(row.key, 0):
+                    self._waiting.append(row)
+        batch, self._waiting = self._waiting[:limit], self._waiting[limit:]
+        return batch
+
+    def _start_over(self) -> None:
+        self._offsets = dict.fromkeys(self._offsets, 0)
+        self._read.clear()
+        self._waiting.clear()

@@ -1,0 +1,63 @@
+"""The MLflow store: opened once, created under a lock, and asked for experiments and runs."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from pathlib import Path
+
+from filelock import FileLock
+from mlflow.entities import Experiment, LifecycleStage
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from dnnkit.sender.address import database
+
+LOCK_TIMEOUT = 180.0
+
+
+class Store:
+    """A tracking server or database at `uri`; new experiments keep their artifacts under `artifacts`, where a folder is given."""
+
+    def __init__(self, uri: str, artifacts: Path | None) -> None:
+        self.uri = uri
+        self._artifacts = artifacts
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """The client. The first use of a SQLite store creates and migrates its tables, one process at a time."""
+        client, file = MlflowClient(tracking_uri=self.uri), database(self.uri)
+        if file is not None:  # a server sees to its tables itself
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(file.with_name(f".{file.name}.lock"), timeout=LOCK_TIMEOUT):
+                client.get_experiment_by_name("Default")  # opens the file, which is what creates the tables
+        return client
+
+    def experiment(self, name: str) -> str:
+        """The id of the experiment, created if it does not exist. Raises MlflowException, also for one that is deleted."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(name, artifact_location=self._location(name)))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self.client.get_experiment_by_name(name)  # another process was quicker
+        return _usable(found, name)
+
+    def find_run(self, experiment_id: str, uuid: str) -> str | None:
+        """The run that was created for our run `uuid`, if there is one."""
+        found = self.client.search_runs([experiment_id], f"tags.`dnnkit.run_uuid` = '{uuid}'", max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+    def _location(self, name: str) -> str | None:
+        """An absolute address, so that artifacts are found from whatever folder the UI is started in."""
+        if self._artifacts is None:
+            return None
+        return (self._artifacts / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "experiment")).absolute().as_uri()
+
+
+def _usable(found: Experiment | None, name: str) -> str:
+    if found is None or found.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise MlflowException(f"the experiment {name!r} is deleted in MLflow: restore it there or choose another tracking.experiment")
+    return str(found.experiment_id)

@@ -1,0 +1,170 @@
+"""Many runs from one command: Hydra's sweeper and launcher do the counting, every job is a run like any other."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import logging
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.hydra import Hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from dnnkit.config import Composer, compose
+from dnnkit.errors import ConfigError, DnnkitError, Interrupted, Problem
+
+if TYPE_CHECKING:
+    from dnnkit.training.senders import Senders
+
+log = logging.getLogger("dnnkit")
+
+#: Up to so many jobs are checked one by one before the first starts; of more, every value of every axis.
+CHECKED_ONE_BY_ONE = 32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job; `message` is empty where it finished."""
+
+    job: int
+    overrides: list[str]
+    exit_code: int
+    metrics: dict[str, float]
+    run_dir: str | None = None
+    message: str = ""
+
+
+def is_sweep(overrides: Sequence[str], config_dir: str | None = None) -> bool:
+    """Whether the overrides ask for a sweep by themselves: `hydra.mode=MULTIRUN`, typed or in a file of `sweeps/`."""
+    if not any(text.lstrip("+").startswith(("sweeps=", "hydra.mode=")) for text in overrides):
+        return False
+    composer = Composer(config_dir)
+    parsed, problems = composer.parse(overrides)
+    if problems:
+        raise ConfigError(problems)
+    mode = composer.sweep(parsed).hydra.mode
+    return mode is not None and mode.name == "MULTIRUN"
+
+
+def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, console: Console) -> list[Outcome]:
+    """Check every job, then run them all; a job that fails does not stop the others.
+
+    Raises ConfigError before the first job starts, and Interrupted when a signal stops the sweep.
+    """
+    composer = Composer(config_dir)
+    name = check_sweep(composer, overrides)
+    with tempfile.TemporaryDirectory(prefix="dnnkit-sweep-") as scratch:
+        job = Job(f"{name}-{uuid.uuid4().hex[:8]}", config_dir, scratch, console.is_terminal)
+        hydra = Hydra("dnnkit", composer.loader)
+        try:
+            hydra.multirun("config", job, [*overrides, f"hydra.sweep.dir={scratch}"], with_log_configuration=False)
+        finally:
+            _senders().close()
+        return sorted((_read(path) for path in Path(scratch).glob("*.outcome.json")), key=lambda outcome: outcome.job)
+
+
+def check_sweep(composer: Composer, overrides: Sequence[str]) -> str:
+    """The name of the study, after every job has been composed and validated; ConfigError with every problem."""
+    parsed, problems = composer.parse(overrides)
+    study = [override.value() for override in parsed if override.key_or_group == "sweeps"]
+    sweep = composer.sweep(parsed)
+    problems = [*problems, *composer.loader.found()]
+    params = OmegaConf.select(sweep, "hydra.sweeper.params") or {}
+    lines = [f"{key}={value}" for key, value in params.items()] + [override.input_line or "" for override in parsed if not override.is_hydra_override()]
+    for job in _jobs(lines):
+        try:
+            composer.one(job)
+        except ConfigError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise ConfigError(problems)
+    return str(study[0]) if study else "sweep"
+
+
+def _jobs(lines: Sequence[str]) -> Iterator[list[str]]:
+    """The jobs to check: all of a small grid, else one for each value of each axis, the other axes at their first.
+
+    An axis without an enumeration, such as an interval of an adaptive sweeper, is checked at its ends.
+    """
+    parser = OverridesParser.create()
+    axes = [_values(override) for override in parser.parse_overrides(list(lines))]
+    size = 1
+    for axis in axes:
+        size *= len(axis)
+    if size <= CHECKED_ONE_BY_ONE:
+        yield from (list(job) for job in itertools.product(*axes))
+        return
+    for index, axis in enumerate(axes):
+        yield from ([*(other[0] for other in axes[:index]), value, *(other[0] for other in axes[index + 1 :])] for value in axis)
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    key = override.get_key_element()
+    if override.is_discrete_sweep():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    interval: Any = override.value()
+    return [f"{key}={interval.start}", f"{key}={interval.end}"]
+
+
+class Job:
+    """One job of a sweep, called by Hydra's launcher, possibly in another process; writes its outcome to a file."""
+
+    def __init__(self, sweep: str, config_dir: str | None, scratch: str, terminal: bool) -> None:
+        self.sweep, self.config_dir, self.scratch, self.terminal = sweep, config_dir, scratch, terminal
+
+    def __call__(self, _cfg: DictConfig) -> None:
+        """Compose this job's config by the same way as a single run's, train it, and note what became of it."""
+        hydra = HydraConfig.get()
+        number, overrides = int(hydra.job.num), list(hydra.overrides.task)
+        console = Console(force_terminal=self.terminal or None)
+        console.rule(f"job {number}: {' '.join(overrides)}", align="left")
+        try:
+            outcome = self._train(number, overrides, console)
+        except Interrupted as error:
+            self._note(Outcome(number, overrides, error.exit_code, {}, message=str(error)))
+            raise KeyboardInterrupt from error
+        except DnnkitError as error:
+            console.print(str(error), markup=False, style="red")
+            outcome = Outcome(number, overrides, error.exit_code, {}, message=str(error))
+        except Exception as error:
+            log.exception("job %d failed", number)
+            outcome = Outcome(number, overrides, 1, {}, message=f"{type(error).__name__}: {error}")
+        self._note(outcome)
+
+    def _train(self, number: int, overrides: list[str], console: Console) -> Outcome:
+        from dnnkit.training import train
+
+        cfg = compose(overrides, config_dir=self.config_dir)
+        result = train(cfg, senders=_senders(), sweep=self.sweep, console=console)
+        return Outcome(number, overrides, 0, dict(result.metrics), str(result.run_dir))
+
+    def _note(self, outcome: Outcome) -> None:
+        Path(self.scratch, f"{outcome.job}.outcome.json").write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+
+
+
+@cache
+def _senders() -> Senders:
+    """The senders of this process's jobs: the sweep's own, or those of a worker process that a launcher started."""
+    from dnnkit.training.senders import Senders
+
+    senders = Senders()
+    atexit.register(senders.close)
+    return senders
+
+
+def _read(path: Path) -> Outcome:
+    return Outcome(**json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,79 @@
+"""Data sources: tensors with their description, found on this machine."""
+
+from pathlib import Path
+
+import torch
+
+from dnnkit.data import Examples, Source
+from dnnkit.data.files import Found, Known, find_files
+from dnnkit.data.idx import parse_idx
+from dnnkit.registry import data_sources
+
+_TRAIN_X, _TRAIN_Y = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+_TEST_X, _TEST_Y = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+
+MNIST = {
+    _TRAIN_X: Known("ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db", 47040016),
+    _TRAIN_Y: Known("65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5", 60008),
+    _TEST_X: Known("0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7", 7840016),
+    _TEST_Y: Known("ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2", 10008),
+}
+FASHION_MNIST = {
+    _TRAIN_X: Known("c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888", 47040016),
+    _TRAIN_Y: Known("bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9", 60008),
+    _TEST_X: Known("5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b", 7840016),
+    _TEST_Y: Known("0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34", 10008),
+}
+DIGITS = tuple("0123456789")
+CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+#: Where Debian's package dataset-fashion-mnist puts the files.
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+OFFLINE = "or train on data that needs no files: data=digits"
+
+
+@data_sources.register("digits")
+def digits(root: Path | None) -> Source:
+    """1797 handwritten digits of 8 × 8 pixels from 0 to 16, shape `(1, 8, 8)`, ten classes; bundled with scikit-learn, offline.
+
+    It has no splits of its own: test and validation are taken as `data.split` says. Images, standardised by channel.
+    Source: Alpaydin & Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI; the 1797 are its test part.
+    """
+    import sklearn
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    train = Examples(torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1), torch.from_numpy(bunch.target))
+    origin = f"scikit-learn {sklearn.__version__}"
+    return Source(train, None, kind="image", classes=DIGITS, origin=origin, description="handwritten digits, 8 × 8")
+
+
+@data_sources.register("mnist")
+def mnist(root: Path | None) -> Source:
+    """70,000 handwritten digits of 28 × 28 pixels from 0 to 255, shape `(1, 28, 28)`, ten classes; from four local IDX files.
+
+    Its own test split, the last 10,000, is used; validation is taken from the other 60,000 as `data.split` says. Images,
+    standardised by channel.
+    Source: LeCun, Bottou, Bengio & Haffner 1998.
+    """
+    found = find_files(root, "mnist", MNIST, cure=OFFLINE)
+    return _images(found, DIGITS, "handwritten digits, 28 × 28")
+
+
+@data_sources.register("fashion_mnist")
+def fashion_mnist(root: Path | None) -> Source:
+    """70,000 pictures of clothes, 28 × 28 pixels from 0 to 255, shape `(1, 28, 28)`, ten classes; from four local IDX files.
+
+    Its own test split, the last 10,000, is used; validation is taken from the other 60,000 as `data.split` says. Images,
+    standardised by channel.
+    Source: Xiao, Rasul & Vollgraf 2017.
+    """
+    cure = f"or, on Debian and Ubuntu: apt install dataset-fashion-mnist\n  {OFFLINE}"
+    found = find_files(root, "fashion_mnist", FASHION_MNIST, system=(DEBIAN,), cure=cure)
+    return _images(found, CLOTHES, "pictures of clothes, 28 × 28")
+
+
+def _images(found: Found, classes: tuple[str, ...], description: str) -> Source:
+    tensors = {name: parse_idx(content, str(found.place / name)) for name, content in found.contents.items()}
+    train = Examples(tensors[_TRAIN_X].unsqueeze(1), tensors[_TRAIN_Y].long())
+    test = Examples(tensors[_TEST_X].unsqueeze(1), tensors[_TEST_Y].long())
+    return Source(train, test, kind="image", classes=classes, origin=str(found.place), description=description)

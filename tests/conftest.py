@@ -1,0 +1,50 @@
+"""Fixtures for every test, and an environment in which the user's own settings cannot change a result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Two workers share the machine, and sums depend on the number of threads. Read when torch and matplotlib are imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables that steer a run's record and messages are unset, here and in the processes that a test starts."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DNNKIT_DEBUG", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, entered: whatever a run leaves behind ends up here."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder with real data sets that DNNKIT_DATA names; a test that asks for it is skipped where there is none."""
+    root = os.environ.get("DNNKIT_DATA")
+    if not root:
+        pytest.skip("DNNKIT_DATA is not set: no real data sets here")
+    if not Path(root).is_dir():
+        pytest.fail(f"DNNKIT_DATA={root} is not a folder")
+    return Path(root).resolve()
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Components that a test registers, replaces or removes are as before after it."""
+    from dnnkit.registry import REGISTRIES
+
+    before = {group: dict(registry._components) for group, registry in REGISTRIES.items()}
+    yield
+    for group, registry in REGISTRIES.items():
+        registry._components.clear()
+        registry._components.update(before[group])
