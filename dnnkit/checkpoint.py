@@ -21,7 +21,7 @@ from pytorch_lightning.plugins import CheckpointIO
 from torch import Tensor, nn
 
 from dnnkit.errors import CheckpointError
-from dnnkit.record.files import disk, sync_folder
+from dnnkit.disk import disk, sync_folder
 
 STATE_KEY = "dnnkit"
 FORMAT = 1

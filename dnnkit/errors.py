@@ -9,8 +9,31 @@ from typing import ClassVar
 
 
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> tuple[str, ...]:
-    """The valid names closest to the one given, best first; none where nothing is similar."""
-    return tuple(difflib.get_close_matches(name, list(choices), n=most, cutoff=0.6))
+    """The valid names closest to the one given, best first; none where nothing is similar.
+
+    Fewest slips of the keyboard first, then the longest common parts; difflib alone misses short names, such as `rl` for `lr`.
+    """
+    ranked = []
+    for choice in choices:
+        slips, likeness = _slips(name.lower(), choice.lower()), difflib.SequenceMatcher(None, name, choice).ratio()
+        if likeness >= 0.6 or slips <= max(1, len(choice) // 3) < len(choice):
+            ranked.append((slips, -likeness, choice))
+    return tuple(choice for _, _, choice in sorted(ranked)[:most])
+
+
+def _slips(typed: str, meant: str) -> int:
+    """Letters inserted, left out, mistaken or swapped with their neighbour (the optimal string alignment distance)."""
+    if abs(len(typed) - len(meant)) > 40:
+        return abs(len(typed) - len(meant))
+    rows = [list(range(len(meant) + 1))]
+    for i, letter in enumerate(typed, 1):
+        row = [i]
+        for j, wanted in enumerate(meant, 1):
+            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != wanted)))
+            if i > 1 and j > 1 and letter == meant[j - 2] and typed[i - 2] == wanted:
+                row[j] = min(row[j], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]
 
 
 class DnnkitError(Exception):
@@ -46,8 +69,9 @@ class Problem:
 
     def __str__(self) -> str:
         origin = f" ({self.origin})" if self.origin else ""
+        where = self.where if len(self.where) <= 200 else f"{self.where[:180]}… ({len(self.where)} letters)"
         hint = f" Did you mean {' or '.join(repr(name) for name in self.nearest)}?" if self.nearest else ""
-        return f"{self.where}: {self.message}{origin}.{hint}"
+        return f"{where}: {self.message}{origin}.{hint}"
 
 
 class ConfigError(DnnkitError):

@@ -176,7 +176,7 @@ class Window:
         return sum(value * size for value, size in zip(values, self.sizes, strict=True)) / sum(self.sizes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers that `load_state_dict` takes back; empty where there is nothing to keep."""
+        """Tensors that `load_state_dict` takes back; empty where there is nothing to keep."""
         if not self.sizes:
             return {}
         tensors = {"losses": torch.stack(self.losses), "sizes": torch.tensor(self.sizes)}
@@ -184,14 +184,14 @@ class Window:
             tensors["penalties"] = torch.stack(self.penalties)
         if self.outputs:
             tensors |= {"outputs": torch.cat(self.outputs), "targets": torch.cat(self.targets)}
-        return {**tensors, "rate": self.rate}
+        return tensors
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Put a saved window in the place of this one."""
         self.clear()
         if not state:
             return
-        self.sizes, self.rate = state["sizes"].tolist(), state["rate"]
+        self.sizes = state["sizes"].tolist()
         for name in ("losses", "penalties"):
             if name in state:
                 setattr(self, name, list(state[name].to(device).unbind()))
@@ -300,8 +300,9 @@ class Module(pl.LightningModule):
         self.finish_update(step)
 
     def setup(self, stage: str) -> None:
-        """Begin with an empty window."""
+        """Begin with nothing kept from a run or a pass that was broken off."""
         self.window.clear()
+        self._passing.clear()
         self._window_to_load = {}
 
     def on_train_start(self) -> None:
@@ -346,10 +347,6 @@ class Module(pl.LightningModule):
         """Predict one batch."""
         self._passing.append((_at_least_float32(self.net(batch[0])), batch[1]))
 
-    def on_validation_epoch_start(self) -> None:
-        """Begin a pass."""
-        self._passing.clear()
-
     def on_validation_epoch_end(self) -> None:
         """Measure the pass: val/loss, val/<metric>."""
         self._measure("val")
@@ -357,10 +354,6 @@ class Module(pl.LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Predict one batch."""
         self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_start(self) -> None:
-        """Begin a pass."""
-        self._passing.clear()
 
     def on_test_epoch_end(self) -> None:
         """Measure the pass: test/loss, test/<metric>."""

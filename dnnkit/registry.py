@@ -165,9 +165,11 @@ class Registry:
 
     def _add(self, new: Component) -> None:
         old = self._components.get(new.name)
+        if old is not None and old.function is new.function:
+            return  # it belongs to whoever registered it first
         # A notebook cell that is run again redefines its own component; nobody else may.
         redefined = old is not None and old.origin.module == new.origin.module == "__main__"
-        if old is not None and old.function is not new.function and not redefined:
+        if old is not None and not redefined:
             raise PluginError(
                 f"{self.kind.group}={new.name} is registered twice: by {old.origin} and by {new.origin}",
                 "rename one of them, or uninstall one of the two packages",
@@ -232,9 +234,8 @@ def _record(kind: Kind, name: str, function: Callable[..., Any], facts: Mapping[
         raise PluginError(f"{kind.group}={name} ({origin}): its facts are not JSON: {error}") from error
     settings, offered = _settings(kind, name, function)
     doc = inspect.getdoc(function) or ""
-    return Component(
-        kind, name, origin, doc.split("\n\n")[0].replace("\n", " "), doc, _source(doc), settings, types.MappingProxyType(dict(facts)), function, offered
-    )
+    summary, held = doc.split("\n\n")[0].replace("\n", " "), types.MappingProxyType(dict(facts))
+    return Component(kind, name, origin, summary, doc, _source(doc), settings, held, function, offered)
 
 
 def _origin(function: Callable[..., Any]) -> Origin:
@@ -273,19 +274,34 @@ def _settings(kind: Kind, name: str, function: Callable[..., Any]) -> tuple[tupl
         declared = parameters(kind, function)
     except Exception as error:
         raise PluginError(f"{where}: its signature cannot be read: {error}") from error
-    leading = [] if inspect.isclass(function) else list(signature.parameters.values())[: len(kind.arguments)]
-    if len(leading) < len(kind.arguments) and not inspect.isclass(function) or any(_not_leading(p) for p in leading):
-        raise PluginError(f"{where}: its first arguments must be ({', '.join(kind.arguments)}), without defaults")
+    if not inspect.isclass(function):
+        leading = list(signature.parameters.values())[: len(kind.arguments)]
+        if len(leading) < len(kind.arguments) or any(_not_leading(parameter) for parameter in leading):
+            raise PluginError(f"{where}: its first arguments must be ({', '.join(kind.arguments)}), without defaults")
     for parameter in declared:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY) or parameter.name == "name":
-            raise PluginError(f"{where}: {parameter} cannot be a setting", "declare each setting by a name of its own, with a type and a default")
-        if parameter.annotation is inspect.Parameter.empty:
-            raise PluginError(f"{where}: the setting {parameter.name!r} has no type", f"annotate it, for example {parameter.name}: float = 0.1")
+        _check_setting(where, parameter)
     missing = [required for required in kind.required if required not in {parameter.name for parameter in declared}]
     if missing:
-        raise PluginError(f"{where}: every {kind.name} needs the setting {missing[0]!r}", f"add it to the signature: {missing[0]}: float = …")
+        cure = f"add it to the signature: {missing[0]}: float = …"
+        raise PluginError(f"{where}: every {kind.name} needs the setting {missing[0]!r}", cure)
     offered = tuple(name for name in kind.offered if name in signature.parameters)
     return tuple(_setting(parameter) for parameter in declared), offered
+
+
+def _check_setting(where: str, parameter: inspect.Parameter) -> None:
+    """PluginError for a parameter that a config could not set."""
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY) or parameter.name == "name":
+        cure = "declare each setting by a name of its own, with a type and a default"
+        raise PluginError(f"{where}: {parameter} cannot be a setting", cure)
+    if parameter.annotation is inspect.Parameter.empty:
+        cure = f"annotate it, for example {parameter.name}: float = 0.1"
+        raise PluginError(f"{where}: the setting {parameter.name!r} has no type", cure)
+    if parameter.default is not inspect.Parameter.empty:
+        try:
+            json.dumps(parameter.default, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            message = f"{where}: the default of {parameter.name!r} cannot stand in a config: {parameter.default!r}"
+            raise PluginError(message, "use numbers, texts, truth values, null, and lists and mappings of them") from error
 
 
 def _not_leading(parameter: inspect.Parameter) -> bool:

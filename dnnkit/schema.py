@@ -12,10 +12,10 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Interval
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dnnkit.errors import PluginError, Problem, nearest
@@ -57,9 +57,8 @@ class NormalizationSettings:
 
 
 #: Settings that belong to a kind: declared once, added to every node of it, third parties' too.
-KIND_SETTINGS: Mapping[str, type] = types.MappingProxyType(
-    {"data": DataSettings, "model": ModelSettings, "normalization": NormalizationSettings}
-)
+_KIND_SETTINGS = {"data": DataSettings, "model": ModelSettings, "normalization": NormalizationSettings}
+KIND_SETTINGS: Mapping[str, type] = types.MappingProxyType(_KIND_SETTINGS)
 
 
 class Settings:
@@ -95,7 +94,9 @@ class Settings:
     def validate(self, values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[Problem]]:
         """The values with defaults filled in, and everything wrong with them; `where` is the config path of the node."""
         problems = [
-            Problem(_path(where, str(key)), _unknown(where, self.names()), nearest(str(key), self.names())) for key in values if key not in self._declared
+            Problem(_path(where, str(key)), _unknown(where, self.names()), nearest(str(key), self.names()))
+            for key in values
+            if key not in self._declared
         ]
         valid: dict[str, Any] = {}
         for name, value in {**self.defaults(), **values}.items():
@@ -146,9 +147,24 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
     return tuple(choice for member in typing.get_args(annotation) for choice in _choices(member))
 
 
-_WORDS: Mapping[Any, str] = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", type(None): "null", None: "null"}
+_WORDS: Mapping[Any, str] = {
+    int: "an integer",
+    float: "a finite number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+    None: "null",
+}
 _PLURALS: Mapping[Any, str] = {int: "integers", float: "finite numbers", str: "texts", bool: "truth values"}
-_SIGNS: Mapping[str, str] = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most", "multiple_of": "a multiple of"}
+_SIGNS: Mapping[str, str] = {
+    "gt": "greater than {}",
+    "ge": "at least {}",
+    "lt": "less than {}",
+    "le": "at most {}",
+    "multiple_of": "a multiple of {}",
+    "min_length": "at least {} long",
+    "max_length": "at most {} long",
+}
 
 
 def words(annotation: Any) -> str:
@@ -159,9 +175,9 @@ def words(annotation: Any) -> str:
 def _words(annotation: Any, table: Mapping[Any, str]) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        bounds = [f"{sign} {getattr(item, name)}" for item in arguments[1:] for name, sign in _SIGNS.items() if getattr(item, name, None) is not None]
-        length = [f"at least {item.min_length} long" for item in arguments[1:] if getattr(item, "min_length", None)]
-        return " ".join([_words(arguments[0], table), " and ".join(bounds + length)]).strip()
+        stated = [(sign, getattr(item, name, None)) for item in arguments[1:] for name, sign in _SIGNS.items()]
+        bounds = [sign.format(bound) for sign, bound in stated if bound is not None]
+        return " ".join([_words(arguments[0], table), " and ".join(bounds)]).strip()
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(dict.fromkeys(str(choice) for choice in arguments))
     if origin in (typing.Union, types.UnionType):
@@ -174,7 +190,7 @@ def _words(annotation: Any, table: Mapping[Any, str]) -> str:
     return table.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def kind_settings(group: str) -> Settings:
     """The settings that every node of this config group has."""
     return Settings.of(KIND_SETTINGS[group]) if group in KIND_SETTINGS else Settings([])
@@ -185,10 +201,9 @@ def component_settings(component: Component) -> Settings:
     own, shared = Settings(parameters(component.kind, component.function)), kind_settings(component.kind.group)
     clash = [name for name in own.names() if name in shared]
     if clash:
-        raise PluginError(
-            f"{component.kind.group}={component.name} ({component.origin}): the setting {clash[0]!r} belongs to every {component.kind.name}",
-            "rename it in the component's signature",
-        )
+        where = f"{component.kind.group}={component.name} ({component.origin})"
+        message = f"{where}: the setting {clash[0]!r} belongs to every {component.kind.name}"
+        raise PluginError(message, "rename it in the component's signature")
     return own | shared
 
 
@@ -206,7 +221,8 @@ def validate_node(group: str, values: Any) -> tuple[dict[str, Any], list[Problem
     name, rest = values["name"], {key: value for key, value in values.items() if key != "name"}
     choices = [*REGISTRIES[group].names(), *KINDS[group].switches]
     if name not in choices:
-        return {}, [Problem(f"{group}.name", f"no {KINDS[group].name} is called {name!r}; there are: {', '.join(choices)}", nearest(name, choices))]
+        message = f"no {KINDS[group].name} is called {name!r}; there are: {', '.join(choices)}"
+        return {}, [Problem(f"{group}.name", message, nearest(name, choices))]
     settings = kind_settings(group) if name in KINDS[group].switches else component_settings(REGISTRIES[group].get(name))
     valid, problems = settings.validate(rest, group)
     return {"name": name, **valid}, problems

@@ -6,6 +6,7 @@ import atexit
 import itertools
 import json
 import logging
+import math
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,10 @@ from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from dnnkit.config import Composer, compose
@@ -31,6 +35,8 @@ log = logging.getLogger("dnnkit")
 
 #: Up to so many jobs are checked one by one before the first starts; of more, every value of every axis.
 CHECKED_ONE_BY_ONE = 32
+#: An axis with more values than this is a slip of the keyboard, such as seed=range(0,1e9).
+MOST_VALUES = 1000
 
 
 @dataclass(frozen=True)
@@ -49,18 +55,13 @@ def is_sweep(overrides: Sequence[str], config_dir: str | None = None) -> bool:
     """Whether the overrides ask for a sweep by themselves: `hydra.mode=MULTIRUN`, typed or in a file of `sweeps/`."""
     if not any(text.lstrip("+").startswith(("sweeps=", "hydra.mode=")) for text in overrides):
         return False
-    composer = Composer(config_dir)
-    parsed, problems = composer.parse(overrides)
-    if problems:
-        raise ConfigError(problems)
-    mode = composer.sweep(parsed).hydra.mode
-    return mode is not None and mode.name == "MULTIRUN"
+    return bool(Composer(config_dir).sweep(overrides).hydra.mode == RunMode.MULTIRUN)
 
 
 def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, console: Console) -> list[Outcome]:
     """Check every job, then run them all; a job that fails does not stop the others.
 
-    Raises ConfigError before the first job starts, and Interrupted when a signal stops the sweep.
+    Raises ConfigError before the first job starts, and Interrupted where a signal stopped a job and with it the sweep.
     """
     composer = Composer(config_dir)
     name = check_sweep(composer, overrides)
@@ -69,54 +70,70 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, consol
         hydra = Hydra("dnnkit", composer.loader)
         try:
             hydra.multirun("config", job, [*overrides, f"hydra.sweep.dir={scratch}"], with_log_configuration=False)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError([Problem("the sweep", f"cannot be run: {' '.join(str(error).split())}")]) from error
+        except KeyboardInterrupt as error:
+            stopped = [outcome for outcome in _outcomes(scratch) if outcome.exit_code > 128]
+            raise Interrupted(stopped[-1].exit_code - 128, stopped[-1].message) if stopped else error from None
         finally:
             _senders().close()
-        return sorted((_read(path) for path in Path(scratch).glob("*.outcome.json")), key=lambda outcome: outcome.job)
+        return _outcomes(scratch)
 
 
 def check_sweep(composer: Composer, overrides: Sequence[str]) -> str:
     """The name of the study, after every job has been composed and validated; ConfigError with every problem."""
-    parsed, problems = composer.parse(overrides)
-    study = [override.value() for override in parsed if override.key_or_group == "sweeps"]
-    sweep = composer.sweep(parsed)
-    problems = [*problems, *composer.loader.found()]
-    params = OmegaConf.select(sweep, "hydra.sweeper.params") or {}
-    lines = [f"{key}={value}" for key, value in params.items()] + [override.input_line or "" for override in parsed if not override.is_hydra_override()]
-    for job in _jobs(lines):
+    problems: list[Problem] = []
+    lines = [text for text in overrides if not text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    try:
+        params = OmegaConf.select(composer.sweep(overrides), "hydra.sweeper.params") or {}
+        lines = [*(f"{key}={value}" for key, value in params.items()), *lines]
+    except ConfigError as error:
+        problems += error.problems
+    for job in _jobs(lines, composer):
         try:
             composer.one(job)
         except ConfigError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise ConfigError(problems)
-    return str(study[0]) if study else "sweep"
+    study = [text.partition("=")[2] for text in overrides if text.startswith("+sweeps=")]
+    return study[0] if study else "sweep"
 
 
-def _jobs(lines: Sequence[str]) -> Iterator[list[str]]:
+def _jobs(lines: Sequence[str], composer: Composer) -> Iterator[list[str]]:
     """The jobs to check: all of a small grid, else one for each value of each axis, the other axes at their first.
 
-    An axis without an enumeration, such as an interval of an adaptive sweeper, is checked at its ends.
+    What is no override at all is left to the composer, as the first job.
     """
-    parser = OverridesParser.create()
-    axes = [_values(override) for override in parser.parse_overrides(list(lines))]
-    size = 1
-    for axis in axes:
-        size *= len(axis)
-    if size <= CHECKED_ONE_BY_ONE:
-        yield from (list(job) for job in itertools.product(*axes))
+    parser = OverridesParser.create(composer.loader)
+    axes: dict[str, list[str]] = {}
+    for text in lines:
+        try:
+            override = parser.parse_override(text)
+            axes[override.get_key_element()] = _values(override)  # as Hydra has it, the last of one key counts
+        except (HydraException, OmegaConfBaseException, ValueError, RecursionError):
+            axes[text] = [text]
+    if math.prod(map(len, axes.values())) <= CHECKED_ONE_BY_ONE:
+        yield from (list(job) for job in itertools.product(*axes.values()))
         return
-    for index, axis in enumerate(axes):
-        yield from ([*(other[0] for other in axes[:index]), value, *(other[0] for other in axes[index + 1 :])] for value in axis)
+    for key, axis in axes.items():
+        yield from ([value if other == key else values[0] for other, values in axes.items()] for value in axis)
 
 
 def _values(override: Override) -> list[str]:
+    """The values of one axis; an interval of an adaptive sweeper has its ends."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
     key = override.get_key_element()
-    if override.is_discrete_sweep():
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    interval: Any = override.value()
-    return [f"{key}={interval.start}", f"{key}={interval.end}"]
+    if not override.is_discrete_sweep():
+        interval: Any = override.value()
+        return [f"{key}={interval.start}", f"{key}={interval.end}"]
+    values = list(itertools.islice(override.sweep_string_iterator(), MOST_VALUES + 1))
+    if len(values) > MOST_VALUES:
+        raise ConfigError([Problem(override.input_line or key, f"gives more than {MOST_VALUES} values")])
+    if not values:
+        raise ConfigError([Problem(override.input_line or key, "gives no value at all")])
+    return [f"{key}={value}" for value in values]
 
 
 class Job:
@@ -155,7 +172,6 @@ class Job:
         Path(self.scratch, f"{outcome.job}.outcome.json").write_text(json.dumps(asdict(outcome)), encoding="utf-8")
 
 
-
 @cache
 def _senders() -> Senders:
     """The senders of this process's jobs: the sweep's own, or those of a worker process that a launcher started."""
@@ -166,5 +182,7 @@ def _senders() -> Senders:
     return senders
 
 
-def _read(path: Path) -> Outcome:
-    return Outcome(**json.loads(path.read_text(encoding="utf-8")))
+def _outcomes(scratch: str) -> list[Outcome]:
+    """What became of the jobs so far, in their order."""
+    found = [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in Path(scratch).glob("*.outcome.json")]
+    return sorted(found, key=lambda outcome: outcome.job)

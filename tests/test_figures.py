@@ -67,7 +67,8 @@ def test_regression_is_drawn_with_its_own_metrics(tmp_path: Path, drawn: list[Fi
 
 
 def test_a_diverged_run_is_drawn_with_a_gap(tmp_path: Path, drawn: list[Figure]) -> None:
-    figures.learning_curves(journalled(tmp_path, [(5, {"train/loss": 2.0}), (10, {"train/loss": math.inf}), (15, {"train/loss": math.nan})]))
+    losses = [(5, {"train/loss": 2.0}), (10, {"train/loss": math.inf}), (15, {"train/loss": math.nan})]
+    figures.learning_curves(journalled(tmp_path, losses))
     assert [math.isnan(value) for _, value in line(drawn[0], 0, "training")] == [False, True, True]
 
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 #: From the ground up: a room imports only rooms before it.
 ROOMS = (
     "errors",
+    "disk",
     "registry",
     "schema",
     "plugins",

@@ -90,6 +90,12 @@ def test_every_floating_dtype_gets_the_same_law(name: str, dtype: torch.dtype) -
     assert float(weight.double().std()) == pytest.approx(math.sqrt(VARIANCE.get(name.split("_")[0], 1 / IN)), rel=0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_16_bit_weight_is_the_float32_draw_rounded(name: str, dtype: torch.dtype) -> None:
+    assert torch.equal(filled(name, (50, 40), dtype), filled(name, (50, 40)).to(dtype))
+
+
 @pytest.mark.parametrize("name", [component.name for component in initializers])
 def test_every_initializer_fills_in_place_from_the_default_generator_alone(name: str) -> None:
     function = initializers.get(name).function

@@ -82,18 +82,35 @@ class Case:
     net: Callable[[], nn.Module] = small_net
 
 
+class Recorder(Callback):
+    """What a checkpoint saved at a minibatch's end, or at validation, would say about the loop, and what hooks are given."""
+
+    chunked = True
+
+    def __init__(self) -> None:
+        self.states: dict[tuple[str, int], Any] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.states["batch", trainer.fit_loop.total_batch_idx] = trainer.fit_loop.state_dict(), dict(outputs), batch_idx
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.states["validation", trainer.fit_loop.total_batch_idx] = trainer.fit_loop.state_dict()
+
+
 @dataclass
 class Run:
     trainer: pl.Trainer
     module: Module
     memory: Memory
+    recorder: Recorder
 
 
 def train(case: Case, chunk_size: int | None, folder: Path, ckpt_path: Path | None = None) -> Run:
     task = Task(nn.functional.cross_entropy, {"acc": accuracy})
     module = Module(case.net(), task, Recipe(case.optimizer, case.schedule, seed=3, **case.recipe), case.log_every)
     memory = Memory()
-    callbacks = [ModelCheckpoint(dirpath=folder, **case.monitor), LearningRateMonitor("step", log_momentum=True), *case.callbacks()]
+    recorder, rates = Recorder(), LearningRateMonitor("step", log_momentum=True)
+    callbacks = [ModelCheckpoint(dirpath=folder, **case.monitor), rates, recorder, *case.callbacks()]
     settings = {"max_epochs": 3, "log_every_n_steps": 4, **case.trainer}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=memory, callbacks=callbacks, default_root_dir=folder, **quiet, **settings)
@@ -102,7 +119,7 @@ def train(case: Case, chunk_size: int | None, folder: Path, ckpt_path: Path | No
     loaders = Batches(*samples(SAMPLES), case.batch_size, seed=3), evaluation_batches(*samples(40, seed=9), batch_size=16)
     torch.manual_seed(chunk_size or 0)  # what ran before must not matter
     trainer.fit(module, *loaders, ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else True)
-    return Run(trainer, module, memory)
+    return Run(trainer, module, memory, recorder)
 
 
 def outcome(run: Run) -> dict[str, Any]:
@@ -197,6 +214,8 @@ def test_chunked_loop_ends_as_the_stock_loop_does(name: str, tmp_path: Path) -> 
         assert isinstance(chunked.trainer.fit_loop.epoch_loop, ChunkedEpochLoop)
         assert chunked.trainer.fit_loop.epoch_loop._execute is not None, "fell back"
         assert_equal(outcome(stock), outcome(chunked), name)
+        seen, states = chunked.recorder.states, stock.recorder.states
+        assert_equal({at: state for at, state in states.items() if at in seen or at[0] == "validation"}, seen, name)
         if "accumulate_grad_batches" in case.trainer:
             # The stock rate monitor logs a step once for each minibatch of its group, the chunked one once.
             assert dict.fromkeys(stock.memory.lines) == dict.fromkeys(chunked.memory.lines)
@@ -243,9 +262,19 @@ def test_run_resumed_at_an_epochs_end_goes_on_with_the_next_epochs_order(on_trai
     assert_rest_equals_whole(whole, train(Case(monitor=monitor), 50, tmp_path / "rest", ckpt_path=tmp_path / "whole" / "step=19.ckpt"), 19)
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_run_resumed_where_a_limited_epoch_ended_without_validation_begins_the_next(tmp_path: Path) -> None:
+    limits = {"limit_train_batches": 7, "limit_val_batches": 0, "max_steps": 18, "max_epochs": -1}
+    case = Case(trainer=limits, monitor={"save_top_k": -1, "filename": "{step}", "save_on_train_epoch_end": True})
+    whole = train(case, 50, tmp_path / "whole")
+    rest = train(case, 50, tmp_path / "rest", ckpt_path=tmp_path / "whole" / "step=7.ckpt")
+    assert_equal(outcome(whole)["network"], outcome(rest)["network"])
+
+
 @pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("limit", [19, 7])
 @pytest.mark.parametrize("size", [None, 50])
-def test_steps_rates_and_journal_agree_with_the_closed_form(accumulate: int, size: int | None, tmp_path: Path) -> None:
+def test_steps_rates_and_journal_agree_with_the_closed_form(accumulate: int, limit: int, size: int | None, tmp_path: Path) -> None:
     calls: list[float] = []
 
     def counted(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -253,8 +282,9 @@ def test_steps_rates_and_journal_agree_with_the_closed_form(accumulate: int, siz
         optimizer.register_step_post_hook(lambda optimizer, *_: calls.append(optimizer.param_groups[0]["lr"]))
         return optimizer
 
-    run = train(Case(optimizer=counted, trainer={"accumulate_grad_batches": accumulate}), size, tmp_path)
-    steps = 3 * math.ceil(math.ceil(SAMPLES / BATCH) / accumulate)
+    trainer = {"accumulate_grad_batches": accumulate, "limit_train_batches": limit}
+    run = train(Case(optimizer=counted, trainer=trainer), size, tmp_path)
+    steps = 3 * math.ceil(min(limit, math.ceil(SAMPLES / BATCH)) / accumulate)
     assert run.trainer.global_step == len(calls) == steps
     assert calls == [0.05 * half_cosine(step, steps)[0] for step in range(steps)]
     assert run.trainer.optimizers[0].param_groups[0]["lr"] == calls[-1]

@@ -175,6 +175,23 @@ def test_clipping_bounds_the_update(size: int | None) -> None:
 
 
 @LOOPS
+def test_clipping_that_the_trainer_was_told_to_do_is_done_too(size: int | None) -> None:
+    net = linear()
+    before = torch.cat([p.detach().flatten().clone() for p in net.parameters()])
+    fit(net, Recipe(partial(torch.optim.SGD, lr=1.0), constant), size, limit_train_batches=1, gradient_clip_val=1e-3)
+    assert float((torch.cat([p.detach().flatten() for p in net.parameters()]) - before).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+@LOOPS
+def test_last_step_is_flushed_whole_where_max_steps_ends_an_epoch_early(size: int | None) -> None:
+    net = linear()
+    _, memory = fit(net, Recipe(standing, constant), size, max_steps=3, max_epochs=-1)
+    seen = epoch_order(22, 0, 0)[:15]
+    assert memory.lines["train/loss", 3] == pytest.approx(log_loss(Y[seen], probabilities(net, X[seen])), rel=1e-6)
+    assert memory.steps("grad_norm") == memory.steps("lr") == [3]
+
+
+@LOOPS
 def test_constraint_acts_after_every_update(size: int | None) -> None:
     norms: list[float] = []
 

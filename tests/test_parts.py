@@ -40,12 +40,12 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def network() -> nn.Sequential:
-    """Every sort of layer that has weights, each filled with values far from zero."""
+    """Every sort of layer that has weights, each filled with values of both signs."""
     layers = nn.Sequential(
         nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.PReLU(), nn.Flatten(), nn.Linear(12, 5), nn.LayerNorm(5), nn.Linear(5, 2)
     )
     for index, parameter in enumerate(layers.parameters()):
-        parameter.data = randn(*parameter.shape, seed=index) + 3
+        parameter.data = randn(*parameter.shape, seed=index) * 3
     return layers.double()
 
 

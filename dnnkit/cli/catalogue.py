@@ -7,7 +7,7 @@ from typing import Any
 
 from dnnkit import plugins
 from dnnkit.config.loader import Loader, sweep_files
-from dnnkit.config.sections import GROUPS, SECTIONS
+from dnnkit.config.sections import GROUPS
 from dnnkit.errors import ConfigError, Problem, nearest
 from dnnkit.registry import KINDS, REGISTRIES, Component
 from dnnkit.schema import kind_settings, words
@@ -19,40 +19,46 @@ _SWITCHES = {
 }
 
 
+#: Every group that can be listed.
+LISTED = (*GROUPS, "metrics", "trainer", "tracking", "experiment", "sweeps")
+
+
 def groups() -> list[dict[str, str]]:
-    """Every group that `list` knows, with the number of its choices."""
-    plugins.load()
-    listed = [*GROUPS, "metrics", *(name for name in ("trainer", "tracking", "experiment", "sweeps"))]
-    return [{"name": group, "summary": ", ".join(row["name"] for row in choices(group))} for group in listed]
+    """Every group that can be listed, with the names that it offers."""
+    loader = Loader()
+    return [{"name": group, "summary": ", ".join(row["name"] for row in choices(group, loader))} for group in LISTED]
 
 
-def choices(group: str) -> list[dict[str, str]]:
+def choices(group: str, loader: Loader | None = None) -> list[dict[str, str]]:
     """The choices of one group: name, summary, origin. Raises ConfigError for a group that there is not."""
     plugins.load()
-    if group in REGISTRIES and (group in GROUPS or group == "metrics"):
-        named = [{"name": record.name, "summary": record.summary, "origin": _package(record)} for record in REGISTRIES[group]]
-        switches = [{"name": name, "summary": _SWITCHES.get((group, name), "nothing"), "origin": "dnnkit"} for name in KINDS[group].switches]
-        return switches + named + [row for row in _files(group) if row["name"] not in {known["name"] for known in switches + named}]
+    if group not in LISTED:
+        raise ConfigError([Problem(group, f"there is no group of this name; there are: {', '.join(LISTED)}", nearest(group, LISTED))])
+    if group in REGISTRIES:
+        named = [_row(record.name, record.summary, _package(record)) for record in REGISTRIES[group]]
+        switches = [_row(name, _SWITCHES.get((group, name), "nothing"), "dnnkit") for name in KINDS[group].switches]
+        return switches + named + _files(group, loader)
     if group == "sweeps":
-        return [{"name": name, "summary": _headline(path), "origin": str(path)} for name, path in sweep_files().items()]
-    if group in SECTIONS or group == "experiment":
-        return _files(group)
-    known = [*GROUPS, "metrics", *SECTIONS, "experiment", "sweeps"]
-    raise ConfigError([Problem(group, f"there is no group of this name; there are: {', '.join(known)}", nearest(group, known))])
+        return [_row(name, _headline(path), str(path)) for name, path in sweep_files().items()]
+    return _files(group, loader)
+
+
+def _row(name: str, summary: str, origin: str) -> dict[str, str]:
+    return {"name": name, "summary": summary, "origin": origin}
 
 
 def _package(record: Component) -> str:
     return f"{record.origin.package} {record.origin.version}".strip()
 
 
-def _files(group: str) -> list[dict[str, str]]:
+def _files(group: str, loader: Loader | None) -> list[dict[str, str]]:
     """The presets of a group on the search path, first come first served."""
     found: dict[str, dict[str, str]] = {}
-    for source in Loader().guard.get_sources():
+    for source in (loader or Loader()).guard.get_sources():
         folder = Path(source.path) / group
         if source.scheme() == "file" and folder.is_dir():
             for path in sorted(folder.glob("*.yaml")):
-                found.setdefault(path.stem, {"name": path.stem, "summary": _headline(path), "origin": source.provider.replace("main", "dnnkit")})
+                found.setdefault(path.stem, _row(path.stem, _headline(path), source.provider.replace("main", "dnnkit")))
     return list(found.values())
 
 
@@ -73,7 +79,8 @@ def record(group: str, name: str) -> dict[str, Any]:
     rows = {row["name"]: row for row in choices(group)}
     if name not in rows:
         kind = KINDS[group].name if group in KINDS else group
-        raise ConfigError([Problem(f"{group}={name}", f"there is no {kind} of this name; there are: {', '.join(rows)}", nearest(name, rows))])
+        message = f"there is no {kind} of this name; there are: {', '.join(rows)}"
+        raise ConfigError([Problem(f"{group}={name}", message, nearest(name, rows))])
     if group in REGISTRIES and name in REGISTRIES[group]:
         component = REGISTRIES[group].get(name)
         shared = kind_settings(group)

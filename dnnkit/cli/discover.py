@@ -9,6 +9,7 @@ from dnnkit.errors import ConfigError, Problem
 
 
 def asks_help(words: list[str], text: str) -> bool:
+    """Whether a subcommand is asked for its help; prints it then."""
     if "-h" in words or "--help" in words:
         print(text)
         return True
@@ -16,6 +17,7 @@ def asks_help(words: list[str], text: str) -> bool:
 
 
 def list_choices(words: list[str]) -> int:
+    """Print the groups, or what can be chosen in one: dnnkit list [GROUP]."""
     from dnnkit.cli.catalogue import choices, groups
 
     as_json, rest = _json_flag(words)
@@ -32,10 +34,12 @@ def list_choices(words: list[str]) -> int:
 
 
 def describe(words: list[str]) -> int:
+    """Print all that is known of one choice: dnnkit describe GROUP NAME."""
     from dnnkit.cli.catalogue import page, record
 
     as_json, rest = _json_flag(words)
-    if asks_help(rest, "dnnkit describe GROUP NAME [--json]\n\nFormula, settings with bounds and defaults, source and origin of one choice."):
+    about = "Formula, settings with bounds and defaults, source and origin of one choice."
+    if asks_help(rest, f"dnnkit describe GROUP NAME [--json]\n\n{about}"):
         return 0
     group, name = _one(rest, "describe GROUP NAME", most=2, least=2)
     found = record(group, name)
@@ -44,6 +48,7 @@ def describe(words: list[str]) -> int:
 
 
 def list_plugins(words: list[str]) -> int:
+    """Print the plugin packages and what became of them: dnnkit plugins."""
     from dnnkit import plugins
 
     as_json, rest = _json_flag(words)

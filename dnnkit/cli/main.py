@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -70,14 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        _complain(f"internal error: {type(error).__name__}: {error}\n  this is a fault of dnnkit or of a plugin; DNNKIT_DEBUG=1 shows where")
+        blame = "this is a fault of dnnkit or of a plugin; DNNKIT_DEBUG=1 shows where"
+        _complain(f"internal error: {type(error).__name__}: {error}\n  {blame}")
         return 1
 
 
 def _dispatch(words: list[str]) -> int:
     if words and _is_subcommand(words[0]):
         if words[0] not in SUBCOMMANDS:
-            raise ConfigError([Problem(words[0], f"there is no such command; there are: {', '.join(SUBCOMMANDS)}", nearest(words[0], SUBCOMMANDS))])
+            message = f"there is no such command; there are: {', '.join(SUBCOMMANDS)}"
+            raise ConfigError([Problem(words[0], message, nearest(words[0], SUBCOMMANDS))])
         return SUBCOMMANDS[words[0]](words[1:])
     if "-h" in words or "--help" in words:
         print(HELP, end="")
@@ -105,7 +106,7 @@ def _options(words: Sequence[str]) -> Options:
         elif word in ("--cfg", "-c"):
             found["show_config"] = True
         elif word.split("=")[0] in ("--config-dir", "-cd"):
-            found["config_dir"] = word.partition("=")[2] or next(rest, "")
+            found["config_dir"] = word.partition("=")[2] if "=" in word else next(rest, "")
         elif word.startswith("-"):
             known = ("--multirun", "--config-dir", "--cfg", "--version", "--help", "-m", "-h")
             raise ConfigError([Problem(word, f"there is no such option; there are: {', '.join(known)}", nearest(word, known))])
@@ -121,9 +122,12 @@ def _train(options: Options) -> int:
 
     if options.multirun or is_sweep(options.overrides, options.config_dir):
         return _sweep(options, Console())
-    from dnnkit.config import compose
+    from dnnkit.config import Composer
 
-    cfg = compose(options.overrides, config_dir=options.config_dir)
+    composer = Composer(options.config_dir)
+    cfg = composer.one(options.overrides)
+    if composer.asks_for_sweep:
+        return _sweep(options, Console())
     if options.show_config:
         print(cfg.to_yaml(), end="")
         return 0
@@ -149,7 +153,8 @@ def _sweep(options: Options, console: Console) -> int:
     console.print(sweep_table(outcomes))
     failed = [outcome for outcome in outcomes if outcome.exit_code]
     if failed:
-        raise SweepError(f"{len(failed)} of {len(outcomes)} jobs failed: {', '.join(str(outcome.job) for outcome in failed)}", failed[0].message)
+        numbers = ", ".join(str(outcome.job) for outcome in failed)
+        raise SweepError(f"{len(failed)} of {len(outcomes)} jobs failed: {numbers}", failed[0].message)
     return 0
 
 
@@ -160,8 +165,9 @@ def _complain(message: str) -> None:
 
 
 def _check(words: list[str]) -> int:
-    """dnnkit check OVERRIDES: compose and validate, and do nothing else."""
-    if asks_help(words, "dnnkit check [OVERRIDES] [--config-dir DIR]\n\nSays everything that is wrong with a config; exit code 2 if anything is."):
+    """Compose and validate, and do nothing else: dnnkit check OVERRIDES."""
+    text = "dnnkit check [-m] [OVERRIDES] [--config-dir DIR]\n\nSays everything that is wrong with a config; exit code 2 if anything is."
+    if asks_help(words, text):
         return 0
     options = _options(words)
     from dnnkit.config import Composer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -15,7 +16,7 @@ def report(result: Result, console: Console) -> None:
     """The last lines of a run: its metrics, its id, its folder, and how to look at it."""
     shown = {key: value for key, value in result.metrics.items() if key.startswith("test/")}
     console.print()
-    console.print("  ".join(f"{key} {value:.4f}" for key, value in sorted(shown.items())), style="bold", highlight=False, soft_wrap=True)
+    console.print("  ".join(f"{key} {value:.4g}" for key, value in sorted(shown.items())), style="bold", highlight=False, soft_wrap=True)
     rows = {"MLflow run": result.run_id or f"none yet; the run's UUID is {result.uuid}", "run folder": str(result.run_dir)}
     if result.tracking_uri is None:
         rows["MLflow run"] = f"none (tracking=none); the run's UUID is {result.uuid}"
@@ -40,7 +41,8 @@ def sweep_table(outcomes: Sequence[Outcome]) -> Table:
     for heading in ("job", "overrides", "test", "run folder"):
         table.add_column(heading, overflow="fold")
     for outcome in outcomes:
-        tested = "  ".join(f"{key.removeprefix('test/')} {value:.4f}" for key, value in sorted(outcome.metrics.items()) if key.startswith("test/"))
+        tests = {key.removeprefix("test/"): value for key, value in sorted(outcome.metrics.items()) if key.startswith("test/")}
+        tested = "  ".join(f"{key} {value:.4g}" for key, value in tests.items()) or f"failed, exit {outcome.exit_code}"
         own = " ".join(word for word in outcome.overrides if word not in shared)
-        table.add_row(str(outcome.job), own, tested or f"failed, exit {outcome.exit_code}", outcome.run_dir or "")
+        table.add_row(str(outcome.job), own, tested, os.path.relpath(outcome.run_dir) if outcome.run_dir else "")
     return table

@@ -97,7 +97,8 @@ def top_level() -> list[str]:
 def validate(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     """The whole config with defaults filled in, and everything wrong with it."""
     known = top_level()
-    problems = [Problem(str(key), f"unknown key; there are: {', '.join(known)}", nearest(str(key), known)) for key in config if key not in known]
+    message = f"unknown key; there are: {', '.join(known)}"
+    problems = [Problem(str(key), message, nearest(str(key), known)) for key in config if key not in known]
     own = Settings.of(Top)
     valid, found = own.validate({key: value for key, value in config.items() if key in own}, "")
     problems += found
@@ -122,11 +123,14 @@ def _section(name: str, declared: type, values: Any) -> tuple[dict[str, Any], li
 def _across(config: Mapping[str, Any]) -> list[Problem]:
     """What is wrong between settings that are right by themselves."""
     problems = []
-    if config["trainer"]["devices"] > 1:
-        problems.append(Problem("trainer.devices", f"must be 1 for trainer={config['trainer']['name']}, got {config['trainer']['devices']}"))
+    trainer, devices = config["trainer"]["name"], config["trainer"]["devices"]
+    if devices > 1:
+        problems.append(Problem("trainer.devices", f"must be 1 for trainer={trainer}, got {devices}"))
     wanted = config["metrics"] if isinstance(config["metrics"], list) else []
     known = REGISTRIES["metrics"].names()
-    problems += [Problem("metrics", f"no metric is called {name!r}; there are: {', '.join(known)}", nearest(name, known)) for name in wanted if name not in known]
+    message = "no metric is called {!r}; there are: {}"
+    unknown = [name for name in wanted if name not in known]
+    problems += [Problem("metrics", message.format(name, ", ".join(known)), nearest(name, known)) for name in unknown]
     monitors = ["auto", "val/loss", *(f"val/{name}" for name in (wanted or known))]
     if config["checkpoint"]["monitor"] not in monitors:
         message = f"must be one of {', '.join(monitors)}, got {config['checkpoint']['monitor']!r}"

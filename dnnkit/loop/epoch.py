@@ -44,10 +44,13 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Decide how this epoch is run: callbacks may have changed the trainer since the last one."""
         super().on_run_start(data_fetcher)
-        reason = reason_against_chunks(self.trainer)
-        if reason is None:
-            self._source.to(self.trainer.strategy.root_device)
-        self._execute = None if reason else choose_step(self.trainer, self._module)
+        trainer = self.trainer
+        if isinstance(trainer.train_dataloader, Batches):
+            # Lightning has set it, but to one too many after a resume from an epoch's end under max_steps.
+            trainer.train_dataloader.set_epoch(trainer.current_epoch)
+            trainer.train_dataloader.to(trainer.strategy.root_device)
+        reason = reason_against_chunks(trainer)
+        self._execute = None if reason else choose_step(trainer, self._module)
         if reason and reason not in self._reasons:
             self._reasons.add(reason)
             log.warning("training goes one minibatch at a time, which is slower: %s", reason)
@@ -66,6 +69,8 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
         trainer = self.trainer
         if trainer.world_size > 1:
             self._broadcast_sigterm_tensor()
+        if self.batch_progress.current.ready >= trainer.num_training_batches:
+            raise StopIteration  # resumed at an epoch's end: the stock loop would train one minibatch too many
         chunk = self._next_chunk()
         indices = self._fetch(data_fetcher, chunk)
         number = self.batch_progress.total.ready

@@ -1,4 +1,4 @@
-"""Figures for a report, drawn from the journal: learning curves, learning rate, confusion matrix.
+"""Figures for a report: learning curves, learning rate, confusion matrix, and the signal layer by layer.
 
 Matplotlib is imported when a figure is drawn, and without pyplot: no backend is chosen, no global state is left.
 Colours are those of Okabe and Ito (2008), told apart by readers with any colour vision.
@@ -7,22 +7,29 @@ Colours are those of Okabe and Ito (2008), told apart by readers with any colour
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnnkit.record.files import disk
+from dnnkit.disk import disk
 from dnnkit.record.journal import METRICS, Row, read_journal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from dnnkit.diagnostics import LayerSignal
+
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#4D4D4D"
 DPI = 150
 MOST_CLASSES_WITH_NUMBERS = 20
+MOST_LAYERS_WITH_NAMES = 8
 # Key after `train/` and `val/`: axis label, and whether more is better.
 PANELS = {"loss": ("Loss", False), "acc": ("Accuracy", True), "mse": ("Mean squared error", False), "r2": ("R²", True)}
+# Field of a layer's signal: axis label.
+SIGNALS = {"second_moment": "Second moment of the output", "delta_norm": "Gradient norm ‖∂L/∂z‖"}
+# Colour, width in points, opacity: a thin curve over a wide pale one leaves both to be seen where they are equal.
+_PROBE_STYLES = ((BLUE, 2.8, 0.55), (VERMILION, 1.4, 1.0))
 
 
 def learning_curves(run_dir: Path) -> Path | None:
@@ -89,14 +96,42 @@ def confusion_matrix(run_dir: Path, counts: Sequence[Sequence[int]], classes: Se
     return _save(figure, run_dir, "confusion_matrix")
 
 
+def signal(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> Path | None:
+    """Each layer's second moment and the norm of ∂L/∂z against depth, on logarithmic scales; a curve for each of at most two probes.
+
+    Writes `diagnostics/signal.png`. What is zero or not finite is a gap. None where no probe met a layer.
+    Raises ValueError for a third probe.
+    """
+    if len(probes) > len(_PROBE_STYLES):
+        raise ValueError(f"the figure holds two probes at most, got {', '.join(probes)}")
+    layers = [signal.layer for signal in max(probes.values(), key=len, default=())]
+    if not layers:
+        return None
+    figure = _figure(9.2, 3.5)
+    for number, (measure, label) in enumerate(SIGNALS.items(), start=1):
+        axes = figure.add_subplot(1, len(SIGNALS), number)
+        held: list[float] = []
+        for (name, signals), (colour, width, alpha) in zip(probes.items(), _PROBE_STYLES, strict=False):
+            values = [getattr(signal, measure) for signal in signals]
+            shown = [value if 0 < value < math.inf else math.nan for value in values]
+            size = (2 if len(shown) <= 2 * MOST_LAYERS_WITH_NAMES else 1.2) * width + 1
+            axes.plot(range(len(shown)), shown, color=colour, alpha=alpha, linewidth=width, marker="o", markersize=size, mew=0, label=name)
+            held += [value for value in shown if value > 0]
+        _dress(axes, label)
+        _scale_by_decades(axes, held)
+        _name_layers(axes, layers)
+        axes.legend(frameon=False, fontsize=9)
+    return _save(figure, run_dir, "signal", folder="diagnostics")
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
-def _save(figure: Figure, run_dir: Path, name: str) -> Path:
-    path = run_dir / "figures" / f"{name}.png"
+def _save(figure: Figure, run_dir: Path, name: str, folder: str = "figures") -> Path:
+    path = run_dir / folder / f"{name}.png"
     with disk(path):
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path, metadata={"Software": None})  # without the stamp equal numbers give equal bytes
@@ -167,3 +202,28 @@ def _name_classes(axes: Axes, names: Sequence[str], every: int) -> None:
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
     axes.spines[:].set_visible(False)
+
+
+def _scale_by_decades(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis over whole decades: on a part of one there might be no number to read."""
+    from matplotlib.ticker import NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if values:
+        # A marker on the edge would be cut: a tenth of a decade is left to it.
+        axes.set_ylim(10.0 ** math.floor(math.log10(min(values)) - 0.1), 10.0 ** math.ceil(math.log10(max(values)) + 0.1))
+
+
+def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
+    """The layers by name, as in the journal, where there is room; else their numbers, from 0, as the names count them."""
+    if len(layers) <= MOST_LAYERS_WITH_NAMES and max(map(len, layers)) <= 12:
+        axes.margins(x=0.08)
+        axes.set_xticks(range(len(layers)), layers)
+        axes.set_xlabel("Layer, from input to output")
+        if len(layers) > 5:
+            axes.tick_params(axis="x", labelrotation=45)
+            for label in axes.get_xticklabels():
+                label.set(horizontalalignment="right", rotation_mode="anchor")
+    else:
+        axes.set_xlabel("Number of the layer, from input to output")

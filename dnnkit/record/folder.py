@@ -1,8 +1,8 @@
 """The run folder: the truth about one run, written by the training process alone.
 
-    runs/2031-05-04_101112_digits_1a2b3c4d/
-        run.json  params.json  tags.json  dataset.json  metrics.jsonl  timing.jsonl  run.log
-        config/  environment/  checkpoints/  diagnostics/  figures/
+runs/2031-05-04_101112_digits_1a2b3c4d/
+    run.json  params.json  tags.json  dataset.json  metrics.jsonl  timing.jsonl  run.log
+    config/  environment/  checkpoints/  diagnostics/  figures/
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from dnnkit.record.environment import environment, packages
-from dnnkit.record.files import disk, read_json, sync_folder, write_json, write_text
+from dnnkit.disk import disk, read_json, sync_folder, write_json, write_text
 from dnnkit.record.identity import DnnkitStatus, RunRecord, Status, config_digest, flatten, git_state, now, strip_credentials, version
 from dnnkit.record.journal import Journal
 from dnnkit.record.log import RunLog

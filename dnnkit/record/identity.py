@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from urllib.parse import parse_qsl
 
 from dnnkit.errors import DiskError
-from dnnkit.record.files import read_json, write_json
+from dnnkit.disk import read_json, write_json
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 DnnkitStatus = Literal["running", "finished", "failed", "diverged", "interrupted", "killed"]

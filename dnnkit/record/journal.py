@@ -13,10 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, SupportsFloat
 
-from dnnkit.record.files import disk
+from dnnkit.disk import disk
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would build one for every row
 
 
 class Row(NamedTuple):
@@ -77,7 +79,7 @@ class _Appender:
         if self._handle is None:
             raise ValueError(f"{self.path} is closed")
         rows = ({"step": int(step), "key": key, "value": float(value)} for key, value in values.items())
-        left = memoryview("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode("utf-8"))
+        left = memoryview("".join(_encode(row) + "\n" for row in rows).encode("utf-8"))
         with disk(self.path):
             while left:  # a disk that fills up takes a part first and refuses the rest
                 left = left[os.write(self._handle, left) :]

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from dnnkit.record.files import disk
+from dnnkit.disk import disk
 
 _OURS = "dnnkit"
 _LIGHTNING = ("pytorch_lightning", "lightning_fabric", "lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities")

@@ -78,11 +78,9 @@ class Sender:
         """
         folder = Path.cwd() if cwd is None else cwd
         try:
-            errors = tempfile.TemporaryFile()  # noqa: SIM115 - the process writes into it as long as it lives
-            process = _spawn(folder, errors, environ)
+            sender = cls(uri, *_spawn(folder, environ))
         except OSError as error:
             return cls(uri, None, None, f"the sender could not be started: {error}")
-        sender = cls(uri, process, errors)
         root = artifact_root(uri, folder) if artifacts is None else artifacts
         sender._out.write({"uri": uri, "artifacts": None if root is None else str(root)})
         return sender
@@ -147,18 +145,25 @@ class Sender:
         return scrub(f"the sender ended with code {code}" + (f": {lines[-1]}" if lines else ""), self._uri)
 
 
-def _spawn(folder: Path, errors: IO[bytes], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _spawn(folder: Path, environ: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """The process and the file without a name that takes its standard error. Raises OSError."""
     # The sender finds dnnkit where this process did: from the working folder only if this process looks there too.
     safe_path = [] if {"", str(folder)} & set(sys.path) else ["-P"]
-    return subprocess.Popen(
-        [sys.executable, *safe_path, "-m", "dnnkit.sender", "--follow"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        cwd=folder,
-        env={**PATIENCE, **environ},
-        start_new_session=True,
-    )
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - the process writes into it as long as it lives
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *safe_path, "-m", "dnnkit.sender", "--follow"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=folder,
+            env={**PATIENCE, **environ},
+            start_new_session=True,
+        )
+    except OSError:
+        errors.close()
+        raise
+    return process, errors
 
 
 def _key(run_dir: Path) -> str:

@@ -16,6 +16,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from dnnkit.record import RunRecord, strip_credentials
 from dnnkit.record.folder import read_files
 from dnnkit.record.identity import scrub
+from dnnkit.sender.address import database
 from dnnkit.sender.artifacts import EARLY, save_model, upload
 from dnnkit.sender.mark import Batch, Mark, Tail
 from dnnkit.sender.store import Store
@@ -77,10 +78,11 @@ class Follower:
         """The id of the MLflow run, which at the first call is found or created, and described."""
         if self._opened and self._mark.run_id is not None:
             return self._mark.run_id
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RuntimeError(f"another sender is following {self.run_dir}") from error
+        if not self._lock.is_locked:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise RuntimeError(f"another sender is following {self.run_dir}") from error
         client, mark = self._store.client, self._mark
         if mark.run_id is None:
             mark.run_id = self._create_run()
@@ -144,7 +146,7 @@ class Follower:
     def _close(self, run_id: str) -> None:
         """Artifacts, tags, and the end; what is closed already is brought up to date and closed again."""
         client, ended = self._store.client, self.record.ended
-        if self.record.log_model and self.record.status == "FINISHED":
+        if self.record.log_model and self.record.status == "FINISHED" and not (self.run_dir / "model").exists():
             self._save_model()
         upload(client, run_id, self.run_dir)
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in self._tags().items()])
@@ -195,7 +197,7 @@ class Follower:
             chain.append(link)
             link = link.__cause__ or link.__context__
         network = next((one for one in chain if isinstance(one, ConnectionError | TimeoutError | socket.gaierror)), None)
-        if network is not None:
+        if network is not None and database(self._store.uri) is None:
             return f"no answer from {strip_credentials(self._store.uri)}: {network.strerror or type(network).__name__}"
         return scrub(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}", self._store.uri)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
-from dnnkit.record.files import read_json, write_json
+from dnnkit.disk import read_json, write_json
 from dnnkit.record.journal import METRICS, TIMING, Row, read_from
 
 MARK = "sender.json"

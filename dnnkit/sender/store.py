@@ -6,6 +6,7 @@ import re
 from functools import cached_property
 from pathlib import Path
 
+import mlflow.store.db.utils
 from filelock import FileLock
 from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
@@ -14,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from dnnkit.sender.address import database
 
 LOCK_TIMEOUT = 180.0
+DATABASE_ATTEMPTS = 4
 
 
 class Store:
@@ -26,12 +28,14 @@ class Store:
     @cached_property
     def client(self) -> MlflowClient:
         """The client. The first use of a SQLite store creates and migrates its tables, one process at a time."""
-        client, file = MlflowClient(tracking_uri=self.uri), database(self.uri)
-        if file is not None:  # a server sees to its tables itself
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(file.with_name(f".{file.name}.lock"), timeout=LOCK_TIMEOUT):
-                client.get_experiment_by_name("Default")  # opens the file, which is what creates the tables
-        return client
+        # MLflow would try an unreachable database for 102 s, during which this process could tell nobody.
+        mlflow.store.db.utils.MAX_RETRY_COUNT = DATABASE_ATTEMPTS
+        file = database(self.uri)
+        if file is None:
+            return MlflowClient(tracking_uri=self.uri)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock"), timeout=LOCK_TIMEOUT):
+            return MlflowClient(tracking_uri=self.uri)  # opens the file at once
 
     def experiment(self, name: str) -> str:
         """The id of the experiment, created if it does not exist. Raises MlflowException, also for one that is deleted."""

@@ -31,7 +31,9 @@ def sync(run_dir: Path, uri: str | None = None) -> Outcome:
         outcome = after(event, outcome)
 
     follower = Follower(folder, Store(address, artifact_root(address, cwd)), hear)
-    while not follower.advance() and follower.record.status != "RUNNING":
-        time.sleep(0.1)
-    follower.release()
+    try:
+        while not follower.advance() and follower.record.status != "RUNNING":
+            time.sleep(0.1)
+    finally:
+        follower.release()
     return outcome

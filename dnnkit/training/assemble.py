@@ -42,7 +42,7 @@ def choose_device(trainer: Trainer) -> torch.device:
         raise ConfigError([Problem("trainer", "there is no GPU that PyTorch can use here", ("trainer=cpu", "trainer=auto"))])
     if trainer.name == "cpu" or gpu is None:
         return torch.device("cpu")
-    if trainer.precision == "64" and gpu == "mps":
+    if str(trainer.precision) == "64" and gpu == "mps":
         raise ConfigError([Problem("trainer.precision", "must be 32 or bf16 on Apple's GPU, got 64", ("trainer=cpu",))])
     return torch.device(gpu, 0)
 
@@ -81,7 +81,9 @@ def assemble(cfg: Config, network: nn.Module) -> Module:
     values = cfg.values
     loss = values["loss"] if values["loss"]["name"] != "auto" else {"name": _DEFAULT_LOSS["classification"]}
     metrics = {name: REGISTRIES["metrics"].get(name).function for name in metric_names(cfg)}
-    parts: dict[str, Any] = {group: component(group, values[group]) for group in ("optimizer", "scheduler", "clipping", "regularizer", "constraint")}
+    parts: dict[str, Any] = {
+        group: component(group, values[group]) for group in ("optimizer", "scheduler", "clipping", "regularizer", "constraint")
+    }
     task = Task(_of("loss", loss), metrics)
     recipe = Recipe(parts["optimizer"], parts["scheduler"], parts["clipping"], parts["regularizer"], parts["constraint"], values["seed"])
     return Module(network, task, recipe, log_every=values["trainer"]["log_every_n_steps"])

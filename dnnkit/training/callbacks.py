@@ -87,7 +87,13 @@ class Bar(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
             self._progress = Progress(*columns, console=self._console, transient=True, refresh_per_second=8)
             self._progress.add_task("", total=None, note="")
             self._progress.start()
@@ -109,8 +115,10 @@ class Bar(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the epoch's line."""
         width = len(str(trainer.max_epochs))
-        values = "  ".join(f"{key} {float(trainer.callback_metrics[key]):<9.4g}" for key in _shown(trainer.callback_metrics))
-        self._console.print(f"epoch {trainer.current_epoch + 1:>{width}}/{trainer.max_epochs}  {values} {time.perf_counter() - self._began:.1f} s", highlight=False)
+        shown = [f"{part:<5} {_row(trainer.callback_metrics, part)}" for part in ("train", "val")]
+        seconds = time.perf_counter() - self._began
+        line = f"epoch {trainer.current_epoch + 1:>{width}}/{trainer.max_epochs}  {'   '.join(shown)}  {seconds:5.1f} s"
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""
@@ -126,8 +134,10 @@ class Bar(pl.Callback):
             self._progress = None
 
 
-def _shown(metrics: Mapping[str, Any]) -> list[str]:
-    return sorted((key for key in metrics if key.startswith(("train/", "val/"))), key=lambda key: (key.startswith("val/"), not key.endswith("/loss"), key))
+def _row(metrics: Mapping[str, Any], part: str) -> str:
+    """The loss and then the metrics of training or validation, in columns."""
+    keys = sorted((key for key in metrics if key.startswith(f"{part}/")), key=lambda key: (not key.endswith("/loss"), key))
+    return "  ".join(f"{key.removeprefix(f'{part}/')} {float(metrics[key]):<7.4g}" for key in keys)
 
 
 class StopOnSignal(pl.Callback):

@@ -21,12 +21,21 @@ from dnnkit.data.resident import Batches, evaluation_batches
 from dnnkit.errors import CheckpointError, Interrupted
 from dnnkit.loop import use_chunks
 from dnnkit.module import Module
-from dnnkit.record import RunFolder, config_digest
+from dnnkit.record import RunFolder, config_digest, read_journal
 from dnnkit.record.figures import confusion_matrix, learning_curves, learning_rate
 from dnnkit.record.identity import version
+from dnnkit.record.journal import METRICS
 from dnnkit.training.assemble import monitor
 from dnnkit.training.callbacks import Bar, Clock, JournalLogger, StopOnSignal
 
+#: Lightning's advice that does not apply: metrics are flushed at an epoch's end too, and there are no workers.
+_BESIDE_THE_POINT = (
+    r".*The number of training batches .* is smaller than the logging interval",
+    r".*does not have many workers",
+    r".*GPU available but not used",
+    r".*Checkpoint directory .* exists and is not empty",
+    r".*isinstance\(treespec, LeafSpec\)",
+)
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
 
 
@@ -44,7 +53,7 @@ class KeepState(Callback):
 def fit_and_test(
     cfg: Config, settings: Trainer, data: DataSet, module: Module, device: torch.device, folder: RunFolder, console: Console
 ) -> dict[str, float]:
-    """Train to the end, test on the best weights, draw the figures; the final metrics by key.
+    """Train to the end, test on the best weights, draw the figures; the last value of every metric by key.
 
     Raises Interrupted after a signal, with `checkpoints/last.ckpt` at the state of that moment.
     """
@@ -60,12 +69,11 @@ def fit_and_test(
             _draw(folder)
             cause = f"stopped by {stop.received.name} after {trainer.global_step} optimizer steps"
             raise Interrupted(stop.received, cause, f"the state of that moment is in {last}")
-        validation = {key: float(value) for key, value in trainer.callback_metrics.items()}
         _take_best(best, module)
         trainer.test(module, evaluation_batches(*_as(data.test, settings)).to(device), verbose=False)
     _draw(folder)
     _draw_confusion(folder, module, data)
-    return validation | {key: float(value) for key, value in trainer.callback_metrics.items()}
+    return {row.key: row.value for row in read_journal(folder.path / METRICS)}
 
 
 def _best(cfg: Config, folder: RunFolder) -> ModelCheckpoint:
@@ -88,7 +96,7 @@ def _trainer(cfg: Config, settings: Trainer, device: torch.device, folder: RunFo
     trainer = pl.Trainer(
         accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type],
         devices=1,
-        precision=_PRECISIONS[settings.precision],
+        precision=_PRECISIONS[str(settings.precision)],
         max_epochs=settings.max_epochs,
         accumulate_grad_batches=settings.accumulate_grad_batches,
         limit_train_batches=settings.limit_train_batches,
@@ -123,7 +131,7 @@ def _state(cfg: Config, data: DataSet) -> RunState:
 
 def _as(examples: Examples, settings: Trainer) -> Examples:
     """The examples in the precision of the run; mixed precision takes them as float32."""
-    return Examples(examples.x.double(), examples.y) if settings.precision == "64" else examples
+    return Examples(examples.x.double(), examples.y) if str(settings.precision) == "64" else examples
 
 
 def _take_best(best: ModelCheckpoint, module: Module) -> None:
@@ -140,9 +148,8 @@ def _quiet() -> Iterator[None]:
     for logger in lightning:
         logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        for text in _BESIDE_THE_POINT:
+            warnings.filterwarnings("ignore", message=text)
         try:
             yield
         finally:

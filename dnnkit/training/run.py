@@ -94,7 +94,11 @@ def _record(run: Prepared, senders: Senders, sweep: str | None, console: Console
     before: dict[int, Any] = {}
     try:
         folder = new_run(
-            Path(run.tracking.runs), run.cfg.values["name"], experiment=run.tracking.experiment, tracking_uri=uri, log_model=run.tracking.log_model
+            Path(run.tracking.runs),
+            run.cfg.values["name"],
+            experiment=run.tracking.experiment,
+            tracking_uri=uri,
+            log_model=run.tracking.log_model,
         )
         with _ending(folder):
             before = _interruptible()

@@ -61,7 +61,14 @@ def _layer(name: str, module: nn.Module, shape: tuple[int, ...]) -> Layer:
 def table(found: list[Layer]) -> Table:
     """The summary to print."""
     rich = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, justify in (("layer", "left"), ("type", "left"), ("output", "left"), ("initializer", "left"), ("trainable", "right"), ("not trained", "right")):
+    for heading, justify in (
+        ("layer", "left"),
+        ("type", "left"),
+        ("output", "left"),
+        ("initializer", "left"),
+        ("trainable", "right"),
+        ("not trained", "right"),
+    ):
         rich.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for layer in found:
         shape = " × ".join(map(str, layer.shape)) or "—"

@@ -71,7 +71,7 @@ def nadam(
 ) -> Optimizer:
     """Adam with Nesterov's momentum: w ← w − lr · (μₜ₊₁ · m / (1 − Πμ₁…ₜ₊₁) + (1 − μₜ) · g / (1 − Πμ₁…ₜ)) / (√v̂ + eps).
 
-    m, v and v̂ are as in `adam`.     μₜ = β₁ · (1 − 0.96^(t · momentum_decay) / 2) rises from β₁/2 to β₁.
+    m, v and v̂ are as in `adam`; μₜ = β₁ · (1 − 0.96^(t · momentum_decay) / 2) rises from β₁/2 to β₁.
     Keras is reproduced by momentum_decay = 1.
     Source: Dozat 2016, whose decay is 0.004.
     """

@@ -1,0 +1,1 @@
+"""dnnkit side by side with its peers: `python -m benchmarks`."""

@@ -1,0 +1,151 @@
+"""What is wrong with one override, judged by itself: refused, misspelt, or in a place that there is not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dnnkit.config.doors import inspect_tree, refused_group, refused_key, refused_value
+from dnnkit.config.sections import GROUPS, SECTIONS, top_level
+from dnnkit.errors import Problem, nearest
+from dnnkit.registry import KINDS, REGISTRIES
+
+CLI = "command line"
+
+
+def line(override: Override) -> str:
+    """The override as it was typed."""
+    return override.input_line or ""
+
+
+def parse(texts: Sequence[str]) -> tuple[list[Override], list[Problem]]:
+    """The overrides that may take part in a composition, and what is wrong with the others."""
+    parser = OverridesParser.create()
+    good: list[Override] = []
+    problems: list[Problem] = []
+    for text in texts:
+        try:
+            override = parser.parse_override(text)
+            override.input_line = text
+            found = _refused(override)
+        except (HydraException, OmegaConfBaseException, ValueError, RecursionError):
+            reason = refused_key(text.partition("=")[0].lstrip("+~"))
+            found = [Problem(text, reason or "is not of the form KEY=VALUE in Hydra's grammar", origin=CLI)]
+        problems += found
+        if not found:
+            good.append(override)
+    return good, problems
+
+
+def _refused(override: Override) -> list[Problem]:
+    """What may not be set at all, whatever it is set to."""
+    text, key = line(override), override.key_or_group
+    value = override.value()
+    reason = refused_group(key) if "/" in key else refused_key(key)
+    reason = reason or refused_value(key, text.partition("=")[2])
+    if reason:
+        return [Problem(text, reason, origin=CLI)]
+    return [replace(problem, where=text) for problem in inspect_tree(value, key, CLI)][:1]
+
+
+def is_choice(override: Override, groups: Collection[str]) -> bool:
+    """Whether this is `group=name`, as opposed to a value."""
+    key = override.key_or_group
+    return override.package is not None or "/" in key or (key in groups and not override.is_delete())
+
+
+def is_plain(override: Override) -> bool:
+    """Whether Hydra by itself finds out all that may be wrong with the place that this value is for."""
+    changes = override.is_add() or override.is_force_add() or override.is_delete()
+    return not changes and not _is_whole(override.key_or_group)
+
+
+def judge_choice(override: Override, groups: Collection[str], options: Sequence[str]) -> list[Problem]:
+    """What is wrong with `group=name`, where `options` are the names that the group has."""
+    group, value, text = override.key_or_group, override.value(), line(override)
+    if override.package is not None:
+        return [Problem(text, f"{group} has one place in the config and is chosen without @", (f"{group}={value}",), CLI)]
+    if group not in groups and not group.startswith("hydra/"):
+        return [Problem(text, f"there is no config group {group!r}; there are: {', '.join(sorted(groups))}", nearest(group, groups), CLI)]
+    plus = group not in top_level() and not group.startswith("hydra/")
+    if plus and not override.is_add():
+        return [Problem(text, f"{group} is added with a plus sign", (f"+{group}={value}",), CLI)]
+    if override.is_add() and not plus:
+        return [Problem(text, f"{group} is chosen without a plus sign", (f"{group}={value}",), CLI)]
+    if override.is_delete():
+        return [Problem(text, f"{group} cannot be taken out of the config", origin=CLI)]
+    if value in options:
+        return []
+    kind = KINDS[group].name if group in KINDS else group
+    message = f"there is no {kind} called {value!r}; there are: {', '.join(options)}"
+    return [Problem(text, message, nearest(str(value), options), CLI)]
+
+
+def judge_value(override: Override, base: DictConfig) -> list[Problem]:
+    """What is wrong with the place that `key=value` names; the value itself is judged later."""
+    text, key = line(override), override.key_or_group
+    if override.is_hydra_override():
+        return []
+    if override.is_delete():
+        return [Problem(text, "every key has its place: set it to another value, or choose none", origin=CLI)]
+    if override.is_add():
+        return [] if key.partition(".")[0] in top_level() and not _exists(base, key) else [_misplaced(override, base)]
+    if not _exists(base, key):
+        return [_misplaced(override, base)]
+    return [Problem(text, f"set its members one by one, as {key}.KEY=VALUE", origin=CLI)] if _is_whole(key) else []
+
+
+def _is_whole(key: str) -> bool:
+    """Whether this key holds a whole node, whose members are set one by one."""
+    return key in SECTIONS or key in GROUPS
+
+
+def _exists(base: DictConfig, key: str) -> bool:
+    return _depth(base, key.split(".")) == len(key.split("."))
+
+
+def _depth(base: DictConfig, parts: Sequence[str]) -> int:
+    """How many parts of a path are there."""
+    node: Any = base
+    for depth, part in enumerate(parts):
+        if not OmegaConf.is_dict(node) or part not in node:
+            return depth
+        node = node._get_node(part)
+    return len(parts)
+
+
+def _misplaced(override: Override, base: DictConfig) -> Problem:
+    """The problem of a key that is not there, with the nearest keys of the level where its path leaves the tree."""
+    text, key, value = line(override), override.key_or_group, line(override).partition("=")[2]
+    parts = key.split(".")
+    depth = _depth(base, parts)
+    if depth == len(parts):
+        return Problem(text, f"{key} is there already and is set without a plus sign", (f"{key}={value}",), CLI)
+    at = ".".join(parts[:depth])
+    if not at:
+        known = [*top_level(), "+experiment", "+sweeps"]
+        close = tuple(f"{'.'.join((name, *parts[1:]))}={value}" for name in _nearest_key(parts[0], known))
+        return Problem(text, f"there is no key {parts[0]!r}; there are: {', '.join(known)}", close, CLI)
+    node = OmegaConf.select(base, at)
+    known = [str(name) for name in node if name not in ("hydra", "name")] if OmegaConf.is_dict(node) else []
+    close = tuple(f"{at}.{name}" for name in nearest(parts[depth], known)) or tuple(f"{at}={name}" for name in _owners(at, parts[depth]))
+    chosen = f"{at}={node.name}" if at in GROUPS and "name" in node else at
+    return Problem(text, f"{chosen} has no setting {parts[depth]!r}; it has: {', '.join(known) or 'none'}", close, CLI)
+
+
+def _owners(group: str, setting: str) -> list[str]:
+    """The components of a group that have a setting of this name, or of a name close to it."""
+    return [record.name for record in REGISTRIES.get(group, ()) if nearest(setting, [own.name for own in record.settings])]
+
+
+def _nearest_key(name: str, known: Sequence[str]) -> Iterator[str]:
+    """The nearest top-level keys, those that need a plus sign written with it."""
+    plain = {key.lstrip("+"): key for key in known}
+    return (plain[close] for close in nearest(name, plain))
