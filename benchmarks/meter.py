@@ -50,7 +50,11 @@ def _cpu_of_child(stat: Path) -> int:
 
 
 class Meter:
-    """Measures from one boundary to the next and hands each epoch to `turn`, None at the first; waiting in `turn` is not measured."""
+    """Measures from one boundary to the next and hands each epoch to `turn`, None at the first.
+
+    Waiting in `turn` is not measured, but for the children: they go on working at what the epoch left them, so theirs is
+    the time from the end of one epoch to the end of the next.
+    """
 
     def __init__(self, turn: Callable[[Reading | None], None]) -> None:
         self._turn = turn
@@ -58,9 +62,9 @@ class Meter:
 
     def boundary(self) -> None:
         """An epoch has ended, or begins, or both."""
-        reading = Reading.now()
-        self._turn(None if self._began is None else reading.since(self._began))
-        self._began = Reading.now()
+        ended = Reading.now()
+        self._turn(None if self._began is None else ended.since(self._began))
+        self._began = Reading.now()._replace(children_s=ended.children_s)
 
 
 class EpochMeter(pl.Callback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 from dnnkit.errors import PluginError
 from dnnkit.registry import REGISTRIES
 from dnnkit.schema import own_values
-
-log = logging.getLogger("dnnkit")
 
 #: Keras's default, for layers whose activation asks for nothing else: none, tanh, sigmoid, softmax.
 FALLBACK_INITIALIZER = "glorot_uniform"
@@ -143,7 +140,9 @@ def build_network(config: Mapping[str, Any], inputs: tuple[int, ...], outputs: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _module("model", config["model"]["name"], make(inputs, outputs, parts))
-    if config["initializer"]["name"] == "auto":
-        chosen = {name: layer.initializer for name, layer in network.named_modules() if hasattr(layer, "initializer")}
-        log.info("initializer=auto chose %s", ", ".join(f"{initializer} for {name}" for name, initializer in chosen.items()))
     return network
+
+
+def chosen_initializers(network: nn.Module) -> dict[str, str]:
+    """The initializer that filled each layer's weight, by layer; what `initializer=auto` came to."""
+    return {name: str(layer.initializer) for name, layer in network.named_modules() if hasattr(layer, "initializer")}

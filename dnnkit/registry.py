@@ -264,6 +264,8 @@ def parameters(component_kind: Kind, function: Callable[..., Any]) -> list[inspe
     found = list(inspect.signature(function, eval_str=True).parameters.values())
     if not inspect.isclass(function):
         found = found[len(component_kind.arguments) :]
+    elif all(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in found):
+        found = []  # a class without a constructor of its own shows that of its base, such as nn.Module's
     return [parameter for parameter in found if parameter.name not in component_kind.offered]
 
 

@@ -9,8 +9,8 @@ import logging
 import math
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, consol
         hydra = Hydra("dnnkit", composer.loader)
         try:
             hydra.multirun("config", job, [*overrides, f"hydra.sweep.dir={scratch}"], with_log_configuration=False)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, AssertionError) as error:  # the last is how a sweeper of Hydra's refuses settings
             raise ConfigError([Problem("the sweep", f"cannot be run: {' '.join(str(error).split())}")]) from error
         except KeyboardInterrupt as error:
             stopped = [outcome for outcome in _outcomes(scratch) if outcome.exit_code > 128]
@@ -83,21 +83,30 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, consol
 def check_sweep(composer: Composer, overrides: Sequence[str]) -> str:
     """The name of the study, after every job has been composed and validated; ConfigError with every problem."""
     problems: list[Problem] = []
+    params: dict[str, Any] = {}
     lines = [text for text in overrides if not text.lstrip("+~").startswith(("hydra.", "hydra/"))]
     try:
-        params = OmegaConf.select(composer.sweep(overrides), "hydra.sweeper.params") or {}
+        params = dict(OmegaConf.select(composer.sweep(overrides), "hydra.sweeper.params") or {})
         lines = [*(f"{key}={value}" for key, value in params.items()), *lines]
     except ConfigError as error:
         problems += error.problems
+    files = [file for file, keys in composer.loader.setters() if any(key.startswith("hydra.sweeper.params") for key in keys)]
     for job in _jobs(lines, composer):
         try:
             composer.one(job)
         except ConfigError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
+            found = [_placed(problem, params, files) for problem in error.problems]
+            problems += [problem for problem in found if problem not in problems]
     if problems:
         raise ConfigError(problems)
     study = [text.partition("=")[2] for text in overrides if text.startswith("+sweeps=")]
     return study[0] if study else "sweep"
+
+
+def _placed(problem: Problem, params: Mapping[str, Any], files: Sequence[str]) -> Problem:
+    """The problem with the file whose `hydra.sweeper.params` gave the value, instead of the command line."""
+    key = problem.where.partition("=")[0]
+    return replace(problem, origin=files[-1]) if files and (key in params or key in (name.lstrip("+~") for name in params)) else problem
 
 
 def _jobs(lines: Sequence[str], composer: Composer) -> Iterator[list[str]]:
@@ -109,7 +118,7 @@ def _jobs(lines: Sequence[str], composer: Composer) -> Iterator[list[str]]:
     axes: dict[str, list[str]] = {}
     for text in lines:
         try:
-            override = parser.parse_override(text)
+            (override,) = parser.parse_overrides([text])  # the plural alone knows the loader, which glob() asks for names
             axes[override.get_key_element()] = _values(override)  # as Hydra has it, the last of one key counts
         except (HydraException, OmegaConfBaseException, ValueError, RecursionError):
             axes[text] = [text]

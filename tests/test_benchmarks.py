@@ -11,6 +11,7 @@ import torch
 from benchmarks.driver import Finish, Sample, play_round
 from benchmarks.figure import draw
 from benchmarks.jobs import ONE_CYCLE, PEAK_RATE, Job
+from benchmarks.meter import Meter, Reading
 from benchmarks.results import BEGIN, END, Results, describe_machine, markdown, put_between_markers
 from dnnkit import plugins
 from dnnkit.registry import REGISTRIES
@@ -67,6 +68,17 @@ def test_torchs_one_cycle_as_the_peers_have_it_is_dnnkits() -> None:
         if step + 1 < total:
             optimizer.step()
             peers.step()
+
+
+def test_children_are_measured_while_their_contender_waits_and_the_contender_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An epoch ends; the turn comes back when the child has worked 1 s; the next epoch ends.
+    clock = iter([Reading(0, 0, 0), Reading(5, 1, 9), Reading(7, 4, 12), Reading(7, 4, 12)])
+    monkeypatch.setattr(Reading, "now", lambda: next(clock))
+    told: list[Reading | None] = []
+    meter = Meter(told.append)
+    meter.boundary()
+    meter.boundary()
+    assert told == [None, Reading(cpu_s=2, children_s=4, wall_s=3)]
 
 
 def test_a_contender_that_fails_says_why() -> None:

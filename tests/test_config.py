@@ -176,7 +176,8 @@ MISTAKES = [
     ("+activation=relu", ["without a plus sign"], "activation=relu"),
     ("activation@dropout=relu", ["without @"], "activation=relu"),
     ("~optimizer.lr", ["every key has its place"], ""),
-    ("optimizer={lr: 1}", ["one by one, as optimizer.KEY=VALUE"], ""),
+    ("optimizer={lr: 1}", ["chosen by its name", "one by one, as optimizer.KEY=VALUE"], ""),
+    ("checkpoint={mode: min}", ["one by one, as checkpoint.KEY=VALUE"], ""),
     ("trainer=null", ["no trainer called None"], ""),
     ("optimizer.lr=abc", ["'abc'", "a finite number greater than 0"], ""),
     ("optimizer.lr='0.1'", ["'0.1'", "a finite number greater than 0"], ""),
@@ -199,7 +200,7 @@ MISTAKES = [
     ("metrics=[ac]", ["no metric is called 'ac'"], "acc"),
     ("checkpoint.monitor=val/lss", ["'val/lss'", "val/loss"], "val/loss"),
     ("name=''", ["''", "at least 1 long"], ""),
-    ("optimizer.lr=${optimizer.rate}", ["leads nowhere"], ""),
+    ("optimizer.lr=${optimizer.lrr}", ["leads nowhere"], "${optimizer.lr}"),
     ("name=${nam}", ["'${nam}' leads nowhere"], "${name}"),
     ("name=${name}", ["'${name}' leads to itself"], ""),
     ("optimizer.lr", ["KEY=VALUE"], ""),
@@ -511,7 +512,7 @@ def test_what_hydra_acts_on_is_checked_behind_every_other_door(monkeypatch: pyte
     with pytest.raises(ConfigError, match=r"hydra\.callbacks: may not be set"):
         composer.loader.load_configuration("config", ["+hydra.callbacks.x=1"], RunMode.MULTIRUN)
     with pytest.raises(ConfigError, match=r"hydra\.job: may not be set"):
-        composer.loader.load_configuration("config", ["hydra.job.env_set={A: b}"], RunMode.MULTIRUN)
+        composer.loader.load_configuration("config", ["+hydra.job.env_set.A=b"], RunMode.MULTIRUN)
     master = composer.loader.load_configuration("config", ["hydra.sweeper.params={seed: '1,2'}", "hydra.sweep.dir=x"], RunMode.MULTIRUN)
     with pytest.raises(ConfigError, match=r"hydra\.job_logging: may not be set"):
         composer.loader.load_sweep_config(master, ["+hydra.job_logging.root=1"])

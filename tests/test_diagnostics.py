@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
-from matplotlib.image import imread
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -21,8 +17,6 @@ from torch.nn.utils import parametrizations
 import dnnkit
 from dnnkit import plugins
 from dnnkit.diagnostics import MEASURES, LayerSignal, as_metrics, evenly_spaced, probe
-from dnnkit.record import figures
-from dnnkit.record.signal import write_signal
 from dnnkit.registry import initializers
 from dnnkit.training.run import prepare_run
 
@@ -30,20 +24,6 @@ from dnnkit.training.run import prepare_run
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is drawn, kept for inspection."""
-    kept: list[Figure] = []
-    make: Callable[..., Figure] = figures._figure
-
-    def keep(*size: float) -> Figure:
-        kept.append(make(*size))
-        return kept[-1]
-
-    monkeypatch.setattr(figures, "_figure", keep)
-    return kept
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -159,7 +139,9 @@ def test_the_output_of_a_block_is_what_its_normalization_gives() -> None:
     assert (found.mean, found.variance, found.second_moment) == pytest.approx((0, 1, 1), abs=1e-9)
 
 
-def test_gradients_too_small_to_be_squared_in_float32_are_measured() -> None:
+def test_signals_and_gradients_too_small_to_be_squared_in_float32_are_measured() -> None:
+    (found,) = probe(nn.Linear(2, 2, bias=False), torch.full((4, 2), 1e-30), torch.ones(4, 2), linear_loss)
+    assert 0 < found.second_moment < 1e-59
     net = nn.Linear(2, 2)
     (found,) = probe(net, torch.ones(4, 2), torch.full((4, 2), 1e-30), linear_loss)
     assert found.delta_norm == pytest.approx(math.sqrt(8) * 1e-30 / 4, rel=1e-6)
@@ -411,6 +393,14 @@ def test_a_parametrized_weight_is_measured_as_the_pass_used_it() -> None:
     assert found.gradient_ratio == pytest.approx(np.linalg.norm(y.numpy().T @ x.numpy() / 30) / np.linalg.norm(w))
 
 
+def test_a_parametrization_is_no_part_of_the_signal_though_its_weight_have_the_shape_of_the_batch() -> None:
+    first, second = nn.Linear(5, 3), nn.Linear(3, 4)
+    x, y = normal(4, 5).float(), torch.zeros(4, 4)
+    expected = probe(nn.Sequential(first, second), x, y, F.mse_loss)[0].second_moment
+    nn.utils.parametrize.register_parametrization(second, "weight", nn.Softplus())
+    assert probe(nn.Sequential(first, second), x, y, F.mse_loss)[0].second_moment == expected
+
+
 def test_at_most_1000_examples_are_read_from_the_whole_of_the_data() -> None:
     seen = []
 
@@ -443,19 +433,14 @@ def test_no_examples_are_refused() -> None:
         probe(nn.Linear(2, 2), torch.ones(0, 2), torch.ones(0, 2), F.mse_loss)
 
 
-# What is written.
-
-
-def signal(layer: str, second_moment: float, delta_norm: float) -> LayerSignal:
-    return LayerSignal(layer, 1000, 10, 0.5, 2.0, second_moment, None, delta_norm, 0.25)
-
-
-START = [signal("00_dense", 1.0, 0.5), signal("01_dense", 0.0, 0.25)]
-END = [signal("00_dense", 100.0, math.inf), signal("01_dense", math.nan, 1e-9)]
-
-
 def test_metrics_are_named_by_layer_and_measure_and_leave_out_what_has_no_value() -> None:
-    assert as_metrics([*START, LayerSignal("02_dense", 9, 1, 1.0, 2.0, 3.0, 0.5, 4.0, None)]) == {
+    assert as_metrics(
+        [
+            LayerSignal("00_dense", 9, 10, 0.5, 2.0, 1.0, None, 0.5, 0.25),
+            LayerSignal("01_dense", 9, 10, 0.5, 2.0, 0.0, None, 0.25, 0.25),
+            LayerSignal("02_dense", 9, 1, 1.0, 2.0, 3.0, 0.5, 4.0, None),
+        ]
+    ) == {
         "signal/00_dense/mean": 0.5,
         "signal/00_dense/variance": 2.0,
         "signal/00_dense/second_moment": 1.0,
@@ -472,45 +457,3 @@ def test_metrics_are_named_by_layer_and_measure_and_leave_out_what_has_no_value(
         "signal/02_dense/dead": 0.5,
         "signal/02_dense/delta_norm": 4.0,
     }
-
-
-def test_the_numbers_come_back_from_the_file(tmp_path: Path) -> None:
-    write_signal(tmp_path, {"start": START, "end": END[:1]})
-    held = json.loads((tmp_path / "diagnostics/signal.json").read_text("utf-8"))
-    assert {name: [LayerSignal(**values) for values in layers] for name, layers in held.items()} == {"start": START, "end": END[:1]}
-    assert imread(tmp_path / "diagnostics/signal.png").shape[1] > 1000
-
-
-def test_the_figure_shows_start_and_end_against_depth_with_gaps_where_a_logarithm_is_none(tmp_path: Path, drawn: list[Figure]) -> None:
-    write_signal(tmp_path, {"start": START, "end": END})
-    panels = drawn[0].axes
-    assert [axes.get_ylabel() for axes in panels] == ["Second moment of the output", "Gradient norm ‖∂L/∂z‖"]
-    assert {axes.get_yscale() for axes in panels} == {"log"}
-    curves = [[(one.get_label(), [str(v) for v in np.asarray(one.get_ydata())]) for one in axes.lines] for axes in panels]
-    assert curves == [[("start", ["1.0", "nan"]), ("end", ["100.0", "nan"])], [("start", ["0.5", "0.25"]), ("end", ["nan", "1e-09"])]]
-    assert [text.get_text() for text in panels[0].get_xticklabels()] == ["00_dense", "01_dense"]
-    assert all(
-        low < v < high for axes in panels for low, high in [axes.get_ylim()] for one in axes.lines for v in one.get_ydata() if v == v
-    )
-
-
-def test_many_layers_are_numbered(tmp_path: Path, drawn: list[Figure]) -> None:
-    write_signal(tmp_path, {"start": [signal(f"{i:02}_dense", 1, 1) for i in range(100)]})
-    assert drawn[0].axes[0].get_xlabel() == "Number of the layer, from input to output"
-    assert len(drawn[0].axes[0].get_xticks()) < 10
-
-
-def test_nothing_to_draw_on_a_logarithmic_scale_is_no_error(tmp_path: Path) -> None:
-    write_signal(tmp_path, {"start": [signal("00_dense", 0.0, math.nan)]})
-    assert (tmp_path / "diagnostics/signal.png").exists()
-
-
-def test_a_network_without_layers_has_numbers_and_no_figure(tmp_path: Path) -> None:
-    write_signal(tmp_path, {"start": [], "end": []})
-    assert json.loads((tmp_path / "diagnostics/signal.json").read_text("utf-8")) == {"start": [], "end": []}
-    assert not (tmp_path / "diagnostics/signal.png").exists()
-
-
-def test_a_third_probe_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="two probes at most, got start, middle, end"):
-        figures.signal(tmp_path, {"start": START, "middle": START, "end": END})

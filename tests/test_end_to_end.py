@@ -59,7 +59,7 @@ def test_a_run_is_in_mlflow_whole(workdir: Path) -> None:
     assert dataset.dataset.name == "digits"
     assert artifacts(store, run.info.run_id) >= {
         "config/config.yaml", "config/overrides.yaml", "environment/environment.json", "environment/packages.txt", "checkpoints/best.ckpt",
-        "figures/learning_curves.png", "figures/learning_rate.png", "figures/confusion_matrix.png", "run.log",
+        "figures/learning_curves.png", "figures/learning_rate.png", "figures/confusion_matrix.png", "diagnostics/signal.json", "run.log",
     }  # fmt: skip
     assert not {"metrics.jsonl", "timing.jsonl"} & artifacts(store, run.info.run_id)
     for text in (run.info.run_id, str(folder), "test/acc", "mlflow ui"):

@@ -118,12 +118,12 @@ def test_the_run_folder_holds_everything_that_is_promised(workdir: Path) -> None
     assert files >= {
         "run.json", "params.json", "tags.json", "dataset.json", "metrics.jsonl", "timing.jsonl", "run.log", "config/config.yaml",
         "config/overrides.yaml", "environment/environment.json", "environment/packages.txt", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
-        "figures/learning_curves.png", "figures/learning_rate.png", "figures/confusion_matrix.png",
+        "figures/learning_curves.png", "figures/learning_rate.png", "figures/confusion_matrix.png", "diagnostics/signal.json", "diagnostics/signal.png",
     }  # fmt: skip
     record = json.loads((result.run_dir / "run.json").read_text())
     assert (record["status"], record["dnnkit_status"], record["exit_code"], record["name"]) == ("FINISHED", "finished", 0, "my run")
     keys = {row.key for row in read_journal(result.run_dir / "metrics.jsonl")}
-    assert {"train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc", "lr", "grad_norm"} <= keys
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc", "lr", "grad_norm", "signal/00_dense/mean"} <= keys
     assert {row.key for row in read_journal(result.run_dir / "timing.jsonl")} == {"time/epoch_s", "time/samples_per_s"}
     assert {str(path.relative_to(workdir)).split("/")[0] for path in workdir.rglob("*")} == {"runs"}
 

@@ -115,7 +115,7 @@ class Composer:
         good = [override for override in parsed if override.is_hydra_override() or (override in choices and not self._judge(override))]
         try:
             tree = self.loader.load_configuration("config", [line(override) for override in good], RunMode.MULTIRUN)
-        except (HydraException, OmegaConfBaseException) as error:
+        except _REFUSALS as error:
             raise ConfigError([*problems, *self.loader.found(), Problem(" ".join(map(line, good)), _first_line(error))]) from error
         problems += self.loader.found()
         if problems:
@@ -129,7 +129,7 @@ class Composer:
         wrong = {line(override): found for override in choices if (found := self._judge(override))}
         tree, problems = None, []
         if not wrong and all(is_plain(override) for override in rest):
-            tree, _ = self._try([line(override) for override in parsed], plain=not any(override.is_hydra_override() for override in parsed))
+            tree, _ = self._try([line(override) for override in parsed])
             problems = self.loader.found()
         if tree is None:
             tree, problems = self._triage(parsed, choices, rest, wrong)
@@ -179,12 +179,12 @@ class Composer:
         problems += [problem for problem in self.loader.found() if problem not in problems]
         return tree, problems or [Problem("config", error)]
 
-    def _try(self, lines: list[str], plain: bool = False) -> tuple[DictConfig | None, str]:
+    def _try(self, lines: list[str]) -> tuple[DictConfig | None, str]:
         try:
-            if plain:
-                return self.loader.load_plain(lines), ""
-            return self.loader.load_configuration("config", lines, RunMode.RUN, from_shell=False), ""
-        except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+            if any(text.lstrip("+~").startswith(("hydra.", "hydra/")) for text in lines):
+                return self.loader.load_configuration("config", lines, RunMode.RUN, from_shell=False), ""
+            return self.loader.load_plain(lines), ""
+        except _REFUSALS as error:
             return None, _first_line(error)
 
     def _error(self, problems: list[Problem], parsed: Sequence[Override]) -> DnnkitError:
@@ -202,10 +202,11 @@ class Composer:
         if problem.origin:
             return problem
         key = problem.where.split("[")[0]
-        lines = [line(override) for override in parsed if _covers(override.key_or_group, key)]
+        values = [override for override in parsed if not is_choice(override, self._groups)]
+        lines = [line(override) for override in values if _covers(override.key_or_group, key)]
         if lines:
             return replace(problem, origin=f"{CLI}: {lines[-1]}")
-        files = [file for file, keys in self.loader.setters() if any(_covers(known, key) for known in keys)]
+        files = [file for file, keys in self.loader.setters() if any(_covers(known, key) or _covers(key, known) for known in keys)]
         return replace(problem, origin=files[-1]) if files else problem
 
 
@@ -213,7 +214,13 @@ def _covers(setter: str, key: str) -> bool:
     return setter == key or key.startswith((f"{setter}.", f"{setter}["))
 
 
+#: How Hydra and OmegaConf say that something cannot be composed.
+_REFUSALS = (HydraException, OmegaConfBaseException, ValueError, RecursionError)
+
+
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "files whose defaults lists lead back to themselves cannot be composed"
     cause = error.__cause__ if error.__cause__ is not None else error
     lines = [text.strip() for text in str(cause).splitlines() if text.strip()]
     return lines[0] if lines else type(cause).__name__

@@ -16,6 +16,7 @@ from dnnkit.errors import Problem
 #: Of Hydra's own node these may be set, from the command line or from a file.
 HYDRA_KEYS = ("hydra.mode", "hydra.sweeper", "hydra.launcher")
 HYDRA_GROUPS = ("hydra/sweeper", "hydra/launcher")
+_NODES = ("hydra.sweeper", "hydra.launcher")
 #: A file of presets that is larger than this, counted with every alias written out, is not one that a person wrote.
 MOST_NODES, MOST_LEVELS, MOST_BYTES = 10_000, 20, 1_000_000
 
@@ -46,9 +47,13 @@ def refused_text(text: str) -> str:
     return _REFERENCES if "${" in REFERENCE.sub("", text) or "\\$" in text else ""
 
 
-def refused_value(path: str, text: str) -> str:
-    """Why this text may not be the value of that config path, or an empty string."""
-    return _NO_REFERENCES if path.startswith("hydra.") and "${" in text else refused_text(text)
+def refused_value(path: str, value: Any) -> str:
+    """Why this value may not stand at that config path, or an empty string; members of a container are judged by themselves."""
+    if path in _NODES and not isinstance(value, Mapping):
+        return f"{path} holds settings, which are set as {path}.KEY; it is chosen as {path.replace('.', '/')}=NAME"
+    if not isinstance(value, str):
+        return ""
+    return _NO_REFERENCES if path.startswith("hydra.") and "${" in value else refused_text(value)
 
 
 def refused_group(group: str) -> str:
@@ -106,7 +111,7 @@ def inspect_tree(tree: Any, prefix: str, origin: str) -> list[Problem]:
     problems: list[Problem] = []
     for path, value in leaves(tree, prefix):
         reason = refused_key(path) if not _only_opens(path, value) else ""
-        reason = reason or (refused_value(path, value) if isinstance(value, str) else "")
+        reason = reason or refused_value(path, value)
         if reason and not any(path.startswith((f"{problem.where}.", f"{problem.where}[")) for problem in problems):
             problems.append(Problem(path, reason, origin=origin))
     return problems

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault
 from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dnnkit.config.doors import inspect_tree, leaves, refused_group, refused_path, refused_text, refused_yaml, without
@@ -29,7 +30,7 @@ class Guard(ConfigRepository):
     """Hydra's repository, minus whatever a file may not contain.
 
     What was taken out is in `problems`; `files` are the keys that each file sets, by its path. `studies` are the files
-    that `+sweeps=NAME` chooses among, by config path. With `plain`, what the main file says about Hydra is left out.
+    that `+sweeps=NAME` chooses among, by config path.
     """
 
     def __init__(self, search_path: ConfigSearchPathImpl, studies: dict[str, Path]) -> None:
@@ -37,13 +38,22 @@ class Guard(ConfigRepository):
         self.studies = studies
         self.problems: list[Problem] = []
         self.files: dict[str, tuple[str, list[str]]] = {}
-        self.plain = False
+        self._plain = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
         """Hydra copies its repository for every composition; what is found there has to come back here."""
         other = copy.copy(self)
         other.sources = list(self.sources)
         return other
+
+    @contextmanager
+    def leaving_hydra_out(self) -> Iterator[None]:
+        """Inside, the choices that files make in Hydra's own groups are inspected and then left out."""
+        self._plain = True
+        try:
+            yield
+        finally:
+            self._plain = False
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """The file, inspected and cleaned; Hydra's own files and registered components pass as they are."""
@@ -56,9 +66,10 @@ class Guard(ConfigRepository):
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
             self.problems.append(Problem(config_path, f"cannot be read: {' '.join(str(error).split())}"))
             return _empty()
-        if result is None or _trusted(result, config_path):
-            return _without_hydra(result) if result is not None and config_path == "config" and self.plain else result
-        return self._cleaned(result, config_path)
+        if result is None:
+            return None
+        result = result if _trusted(result, config_path) else self._cleaned(result, config_path)
+        return _without_hydra(result) if self._plain else result
 
     def _read(self, config_path: str) -> ConfigResult | None:
         name = config_path.removesuffix(".yaml")
@@ -66,7 +77,8 @@ class Guard(ConfigRepository):
             return self._study(name, self.studies[name])
         files = [path for source in self.sources if (path := _file(source, name)) is not None]
         if len(files) > 1:
-            raise ValueError(f"there are two of this name, {files[0]} and {files[1]}: give one of them another name")
+            message = f"there are two of this name, {files[0]} and {files[1]}: give one of them another name"
+            self.problems.append(Problem(config_path, message))
         if files and files[0] != self._main():
             _readable(files[0])
         return super().load_config(config_path)
@@ -75,7 +87,7 @@ class Guard(ConfigRepository):
         _readable(file)
         config = OmegaConf.load(file)
         defaults = self._create_defaults_list(config_path, self._extract_defaults_list(config_path, config))
-        return ConfigResult(_STUDIES, f"file://{file.parent.parent}", config, {"package": "_global_"}, defaults)
+        return ConfigResult(_STUDIES, f"file://{file.parent.parent}", config, {"package": "_global_"}, defaults, True)
 
     def _main(self) -> Path:
         return next(Path(source.path) / "config.yaml" for source in self.sources if source.provider == "main")
@@ -83,11 +95,11 @@ class Guard(ConfigRepository):
     def _cleaned(self, result: ConfigResult, config_path: str) -> ConfigResult:
         origin = str(Path(result.path.removeprefix("file://")) / f"{config_path.removesuffix('.yaml')}.yaml")
         group = "/".join(config_path.split("/")[:-1])
-        if group in WHOLE:
+        if group in WHOLE and result.header.get("package") is None:
             result.header["package"] = "_global_"
         package = result.header.get("package")
         refused = "a file may not take a place in Hydra's own groups" if config_path.startswith("hydra/") else ""
-        if package not in (None, "_global_", "_group_", group.replace("/", ".")):
+        if package not in ((None, "_group_", group.replace("/", "."), "_global_") if group not in WHOLE else ("_global_",)):
             refused = f"a file's values belong to its own group or, with '# @package _global_', to the whole config, not to {package!r}"
         tree = OmegaConf.to_container(result.config, resolve=False)
         if refused or not isinstance(tree, dict):
@@ -98,8 +110,18 @@ class Guard(ConfigRepository):
         self.problems += found
         clean = without(tree, prefix, found)
         self.files[config_path] = origin, [path for path, value in leaves(clean, prefix) if not isinstance(value, dict)]
-        defaults = [default for default in result.defaults_list or [] if self._allowed(default, group, origin)]
+        listed = [default for default in result.defaults_list or [] if not self._is_itself(default, group, config_path, origin)]
+        defaults = [default for default in listed if self._allowed(default, group, origin)]
         return ConfigResult(result.provider, result.path, OmegaConf.create(clean), result.header, defaults, result.is_schema_source)
+
+    def _is_itself(self, default: InputDefault, folder: str, config_path: str, origin: str) -> bool:
+        if isinstance(default, GroupDefault):
+            paths = [f"{_below(folder, default.group or '')}/{value}" for value in _values(default)]
+        else:
+            paths = [_below(folder, default.path or "")] if isinstance(default, ConfigDefault) else []
+        if config_path in paths:
+            self.problems.append(Problem(config_path, "has itself in its defaults list", origin=origin))
+        return config_path in paths
 
     def _allowed(self, default: InputDefault, folder: str, origin: str) -> bool:
         """Whether this line of a defaults list may stand and names something that exists."""
@@ -124,7 +146,7 @@ class Guard(ConfigRepository):
         if full in known and not default.override:
             right = f"override /{full}: {default.value}"
             yield Problem(f"{group}: {default.value}", f"{full} has a choice already", (right,))
-        for value in default.value if isinstance(default.value, list) else [default.value]:
+        for value in _values(default):
             yield from self._wrong_choice(f"{given}{group}: {value}", default.package, full, value)
 
     def _wrong_choice(self, where: str, package: str | None, group: str, value: Any) -> Iterator[Problem]:
@@ -142,16 +164,19 @@ class Guard(ConfigRepository):
             yield Problem(where, f"there is no {kind} called {value!r}; there are: {', '.join(options)}", nearest(str(value), options))
 
 
+def _values(default: GroupDefault) -> list[Any]:
+    return default.value if isinstance(default.value, list) else [default.value]
+
+
 def _empty() -> ConfigResult:
     return ConfigResult("", "", OmegaConf.create({}), {"package": "_global_"}, [])
 
 
 def _without_hydra(result: ConfigResult) -> ConfigResult:
-    """The main file without what it says about Hydra's own groups and node."""
+    """The file without the choices it makes in Hydra's own groups."""
     listed = result.defaults_list or []
-    kept = [default for default in listed if not (isinstance(default, GroupDefault) and (default.group or "").startswith("hydra/"))]
-    assert isinstance(result.config, DictConfig)
-    result.config.pop("hydra", None)
+    groups = [(default.group or "").lstrip("/") if isinstance(default, GroupDefault) else "" for default in listed]
+    kept = [default for default, group in zip(listed, groups, strict=True) if not group.startswith("hydra/")]
     return ConfigResult(result.provider, result.path, result.config, result.header, kept, result.is_schema_source)
 
 

@@ -130,13 +130,10 @@ class Loader(ConfigLoaderImpl):
         The same steps as Hydra's, with the same errors, for overrides that do not concern Hydra.
         """
         self.merged.clear()
-        self.guard.plain = True
-        try:
+        with self.guard.leaving_hydra_out():
             parsed, repo = self._parse_overrides_and_create_caching_repo("config", overrides)
             listed = create_defaults_list(repo, "config", parsed, prepend_hydra=False, skip_missing=False)
             tree = self._compose_config_from_defaults_list(listed.defaults, repo)
-        finally:
-            self.guard.plain = False
         OmegaConf.set_struct(tree, True)
         self._apply_overrides_to_config(listed.config_overrides, tree)
         return tree

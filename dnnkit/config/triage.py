@@ -49,7 +49,7 @@ def _refused(override: Override) -> list[Problem]:
     text, key = line(override), override.key_or_group
     value = override.value()
     reason = refused_group(key) if "/" in key else refused_key(key)
-    reason = reason or refused_value(key, text.partition("=")[2])
+    reason = reason or refused_value(key, value) or refused_value(f"{key}.", text.partition("=")[2])
     if reason:
         return [Problem(text, reason, origin=CLI)]
     return [replace(problem, where=text) for problem in inspect_tree(value, key, CLI)][:1]
@@ -83,6 +83,8 @@ def judge_choice(override: Override, groups: Collection[str], options: Sequence[
         return [Problem(text, f"{group} cannot be taken out of the config", origin=CLI)]
     if value in options:
         return []
+    if isinstance(value, dict):
+        return [Problem(text, f"{group} is chosen by its name; set its members one by one, as {group}.KEY=VALUE", origin=CLI)]
     kind = KINDS[group].name if group in KINDS else group
     message = f"there is no {kind} called {value!r}; there are: {', '.join(options)}"
     return [Problem(text, message, nearest(str(value), options), CLI)]

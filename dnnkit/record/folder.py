@@ -23,8 +23,8 @@ from typing import Any
 
 import yaml
 
-from dnnkit.record.environment import environment, packages
 from dnnkit.disk import disk, read_json, sync_folder, write_json, write_text
+from dnnkit.record.environment import environment, packages
 from dnnkit.record.identity import DnnkitStatus, RunRecord, Status, config_digest, flatten, git_state, now, strip_credentials, version
 from dnnkit.record.journal import Journal
 from dnnkit.record.log import RunLog

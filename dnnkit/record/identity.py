@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import parse_qsl
 
-from dnnkit.errors import DiskError
 from dnnkit.disk import read_json, write_json
+from dnnkit.errors import DiskError
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 DnnkitStatus = Literal["running", "finished", "failed", "diverged", "interrupted", "killed"]

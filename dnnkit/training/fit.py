@@ -18,6 +18,7 @@ from dnnkit.checkpoint import STATE_KEY, AtomicCheckpointIO, RunState, load_weig
 from dnnkit.config import Config, Trainer
 from dnnkit.data import DataSet, Examples
 from dnnkit.data.resident import Batches, evaluation_batches
+from dnnkit.diagnostics import LayerSignal, as_metrics, probe
 from dnnkit.errors import CheckpointError, Interrupted
 from dnnkit.loop import use_chunks
 from dnnkit.module import Module
@@ -25,6 +26,7 @@ from dnnkit.record import RunFolder, config_digest, read_journal
 from dnnkit.record.figures import confusion_matrix, learning_curves, learning_rate
 from dnnkit.record.identity import version
 from dnnkit.record.journal import METRICS
+from dnnkit.record.signal import write_signal
 from dnnkit.training.assemble import monitor
 from dnnkit.training.callbacks import Bar, Clock, JournalLogger, StopOnSignal
 
@@ -63,8 +65,12 @@ def fit_and_test(
     last = folder.path / "checkpoints" / "last.ckpt"
     train = Batches(*_as(data.train, settings), cfg.values["data"]["batch_size"], cfg.values["seed"]).to(device)
     with _quiet():
+        start = _probe(module, data, folder, 0)
         trainer.fit(module, train, evaluation_batches(*_as(data.validation, settings)).to(device))
         trainer.save_checkpoint(last)
+        # After the checkpoint, so that nothing here can cost it; before the best weights take the last ones' place.
+        end = _probe(module, data, folder, trainer.global_step)
+        write_signal(folder.path, {"start": start, "end": end})
         if stop.received is not None:
             _draw(folder)
             cause = f"stopped by {stop.received.name} after {trainer.global_step} optimizer steps"
@@ -74,6 +80,13 @@ def fit_and_test(
     _draw(folder)
     _draw_confusion(folder, module, data)
     return {row.key: row.value for row in read_journal(folder.path / METRICS)}
+
+
+def _probe(module: Module, data: DataSet, folder: RunFolder, step: int) -> list[LayerSignal]:
+    """Measure the signal in each layer on training examples, and write it into the journal."""
+    signals = probe(module.net, data.train.x, data.train.y, module.task.loss)
+    folder.journal.log(step, as_metrics(signals))
+    return signals
 
 
 def _best(cfg: Config, folder: RunFolder) -> ModelCheckpoint:

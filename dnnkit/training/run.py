@@ -20,9 +20,9 @@ from dnnkit import plugins
 from dnnkit.config import Config, Tracking, Trainer
 from dnnkit.data import DataSet
 from dnnkit.errors import DivergedError, DnnkitError, Interrupted
-from dnnkit.network import build_network
+from dnnkit.network import build_network, chosen_initializers
 from dnnkit.record import RunFolder, new_run
-from dnnkit.record.identity import DnnkitStatus, Status
+from dnnkit.record.identity import DnnkitStatus, Status, scrub, strip_credentials
 from dnnkit.sender import resolve_uri
 from dnnkit.training.assemble import assemble, check_batches, choose_device, load_data
 from dnnkit.training.senders import Result, Senders
@@ -37,7 +37,10 @@ log = logging.getLogger("dnnkit")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that has been found possible; nothing has been made for it yet."""
+    """A run that has been found possible; nothing has been made for it yet.
+
+    `uri` is where MLflow is, credentials included; `cfg` is what may be written down, without them.
+    """
 
     cfg: Config
     data: DataSet
@@ -45,6 +48,7 @@ class Prepared:
     device: torch.device
     trainer: Trainer
     tracking: Tracking
+    uri: str | None
 
 
 def build(cfg: Config) -> Module:
@@ -63,7 +67,16 @@ def prepare_run(cfg: Config) -> Prepared:
     data = load_data(cfg)
     network = build_network(cfg.values, data.inputs, data.outputs, cfg.values["seed"])
     check_batches(cfg, data, network)
-    return Prepared(cfg, data, network, device, trainer, tracking)
+    uri = resolve_uri(tracking.uri, Path.cwd(), os.environ) if tracking.name == "mlflow" else None
+    return Prepared(_without_credentials(cfg), data, network, device, trainer, tracking, uri)
+
+
+def _without_credentials(cfg: Config) -> Config:
+    uri = cfg.values["tracking"]["uri"]
+    if uri is None:
+        return cfg
+    values = {**cfg.values, "tracking": {**cfg.values["tracking"], "uri": strip_credentials(uri)}}
+    return Config(values, tuple(scrub(word, uri) for word in cfg.overrides))
 
 
 def train(cfg: Config, *, senders: Senders | None = None, sweep: str | None = None, console: Console | None = None) -> Result:
@@ -89,15 +102,14 @@ def train(cfg: Config, *, senders: Senders | None = None, sweep: str | None = No
 
 
 def _record(run: Prepared, senders: Senders, sweep: str | None, console: Console) -> Result:
-    uri = resolve_uri(run.tracking.uri, Path.cwd(), os.environ) if run.tracking.name == "mlflow" else None
-    sender = None if uri is None else senders.start(uri)
+    sender = None if run.uri is None else senders.start(run.uri)
     before: dict[int, Any] = {}
     try:
         folder = new_run(
             Path(run.tracking.runs),
             run.cfg.values["name"],
             experiment=run.tracking.experiment,
-            tracking_uri=uri,
+            tracking_uri=run.uri,
             log_model=run.tracking.log_model,
         )
         with _ending(folder):
@@ -143,6 +155,7 @@ def _describe(folder: RunFolder, run: Prepared, sweep: str | None) -> None:
     folder.write_tags(run.cfg.values, device=device, plugins=versions, sweep=sweep)
     card = run.data.card
     folder.write_dataset(card["name"], run.data.fingerprint, origin=card["origin"], inputs=run.data.inputs, card=card)
+    log.info("initializers: %s", ", ".join(f"{name} for {layer}" for layer, name in chosen_initializers(run.network).items()))
     for plugin in plugins.failed():
         log.warning("the plugin %r of %s failed to load: %s", plugin.name, plugin.package, plugin.error)
 
@@ -157,7 +170,7 @@ def _execute(run: Prepared, folder: RunFolder, console: Console) -> tuple[dict[s
     try:
         metrics = fit_and_test(run.cfg, run.trainer, run.data, module, run.device, folder, console)
     except Exception:
-        log.exception("the run ended early")
+        log.info("the run ended early", exc_info=True)  # the terminal gets one message, from whoever catches the error
         raise
     return metrics, module
 

@@ -1,0 +1,232 @@
+"""The command line: what it prints, and the exit codes that scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dnnkit import plugins
+from dnnkit.cli import main
+from dnnkit.cli.catalogue import LISTED
+from dnnkit.cli.main import SUBCOMMANDS
+from dnnkit.config.sections import GROUPS
+from dnnkit.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DiskError,
+    DivergedError,
+    DnnkitError,
+    Interrupted,
+    PluginError,
+    Problem,
+    SweepError,
+)
+from dnnkit.registry import KINDS, REGISTRIES
+
+plugins.load()
+
+EVERY = [(group, name) for group in [*GROUPS, "metrics"] for name in [*REGISTRIES[group].names(), *KINDS[group].switches]]
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    """What a command prints: on its output where it succeeds, else on the error output, and never a traceback."""
+    assert main(list(words)) == code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    assert (out, err) == ((out, "") if code == 0 else ("", err))
+    return out if code == 0 else err
+
+
+def run(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dnnkit", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **environment})
+
+
+def test_the_help_names_every_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "--help")
+    assert text == told(capsys, "-h") == told(capsys, "seed=1", "--help")
+    assert all(word in text for word in ("list", "describe", "check", "plugins", "-m", "--config-dir", "--cfg", "--version", "Exit codes"))
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("command", SUBCOMMANDS)
+def test_every_subcommand_has_its_own_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, command, "--help")
+    assert text == told(capsys, command, "-h")
+    assert text.startswith(f"dnnkit {command}")
+    assert len(text.split("\n\n")) == 2
+
+
+def test_help_and_version_import_no_torch(workdir: Path) -> None:
+    code = "import sys\nfrom dnnkit.cli import main\nmain(['--help']), main(['--version'])\nsys.exit({'torch', 'hydra', 'mlflow'} & set(sys.modules) != set())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1][0].isdigit()
+
+
+def test_list_shows_every_group_and_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {line.split()[0]: line for line in told(capsys, "list").splitlines()}
+    assert list(rows) == list(LISTED)
+    for group, name in EVERY:
+        assert name in rows[group].replace(",", "").split()
+    assert [row["name"] for row in json.loads(told(capsys, "list", "--json"))] == list(rows)
+
+
+@pytest.mark.parametrize("group", LISTED)
+def test_list_of_a_group_has_a_line_about_each_choice(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(told(capsys, "list", group, "--json"))
+    assert rows
+    assert all(set(row) == {"name", "summary", "origin"} and row["origin"] for row in rows)
+    assert all(row["summary"] for row in rows if (group, row["name"]) not in {("tracking", "mlflow"), ("trainer", "cpu")})
+    assert len({row["name"] for row in rows}) == len(rows)
+    lines = told(capsys, "list", group).splitlines()
+    assert [line.split()[0] for line in lines] == [row["name"] for row in rows]
+    assert {name for known, name in EVERY if known == group} <= {row["name"] for row in rows}
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY)
+def test_every_choice_is_described_with_all_its_settings(group: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads(told(capsys, "describe", group, name, "--json"))
+    page = told(capsys, "describe", group, name)
+    assert (record["kind"], record["name"]) == (group, name)
+    assert page.startswith(f"{group}={name}\n")
+    if name in REGISTRIES[group]:
+        component = REGISTRIES[group].get(name)
+        assert record["doc"] == component.doc
+        assert component.doc in page
+        assert all(f"  {group}.{setting.name} = " in page for setting in component.settings)
+        assert f"from {component.origin.package} {component.origin.version}" in page
+
+
+def test_a_page_says_bounds_defaults_source_and_common_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    page = told(capsys, "describe", "activation", "leaky_relu")
+    assert "activation.negative_slope = 0.01   a finite number, ≥ 0, < 1" in page
+    assert "Source: Maas, Hannun & Ng 2013." in page
+    assert "pairs_with: he_normal" in page
+    assert "data.val_size = 0.1   an integer at least 1 or a finite number greater than 0 and less than 1" in told(capsys, "describe", "data", "digits")
+
+
+@pytest.mark.parametrize("group", ["trainer", "tracking", "experiment", "sweeps"])
+def test_a_preset_is_described_by_its_opening_comment(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for row in json.loads(told(capsys, "list", group, "--json")):
+        assert row["summary"] in told(capsys, "describe", group, row["name"])
+
+
+#: A command line and what is said of it.
+WRONG = [
+    (["lst"], ["'list'", "list, describe"]),
+    (["trian", "seed=1"], ["no such command"]),
+    (["list", "activaton"], ["'activation'"]),
+    (["list", "data_source"], ["no group of this name", "data"]),
+    (["list", "activation", "loss"], ["dnnkit list [GROUP]"]),
+    (["list", "--jsn"], ["dnnkit list [GROUP]"]),
+    (["describe", "activation"], ["dnnkit describe GROUP NAME"]),
+    (["describe"], ["dnnkit describe GROUP NAME"]),
+    (["describe", "activation", "sellu"], ["'selu'", "no activation of this name"]),
+    (["describe", "activatoin", "selu"], ["'activation'"]),
+    (["plugins", "x"], ["dnnkit plugins"]),
+    (["check", "activation=sellu"], ["'selu'"]),
+    (["check", "--cofig-dir", "x"], ["'--config-dir'"]),
+    (["check", "-m", "optimizer.lr=0.1,-1"], ["greater than 0, got -1"]),
+    (["check", "seed=1,2"], ["add -m"]),
+    (["--mutirun"], ["'--multirun'"]),
+    (["seed=1", "list"], ["KEY=VALUE"]),
+    (["-m", "--cfg", "seed=1,2"], ["leave -m out"]),
+    (["--config-name", "x"], ["no such option"]),
+    (["--config-path=/tmp"], ["no such option"]),
+    (["--hydra-help"], ["no such option"]),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_a_wrong_command_ends_with_2_and_a_hint_and_nothing_is_made(
+    words: list[str], says: list[str], workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = told(capsys, *words, code=2)
+    assert all(part in text for part in says), text
+    assert list(workdir.iterdir()) == []
+
+
+def test_check_says_that_a_valid_config_is_valid_and_makes_nothing(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["+experiment=selu_mnist", "seed=3"], ["-m", "activation=relu,selu"], ["+sweeps=lr"], ["-m", "+sweeps=activations", "seed=1,2"]):
+        assert told(capsys, "check", *words) == "the config is valid\n"
+    assert list(workdir.iterdir()) == []
+
+
+def test_cfg_prints_the_composed_config_and_makes_nothing(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = yaml.safe_load(told(capsys, "--cfg", "+experiment=selu_mnist", "seed=3"))
+    assert (printed["name"], printed["seed"], "hydra" in printed) == ("selu_mnist", 3, False)
+    assert list(workdir.iterdir()) == []
+
+
+def raising(error: BaseException):  # type: ignore[no-untyped-def]
+    def command(_words: list[str]) -> int:
+        raise error
+
+    return command
+
+
+CODES: list[tuple[BaseException, int]] = [
+    (DnnkitError("x"), 1),
+    (ConfigError([Problem("x", "y")]), 2),
+    (PluginError("x"), 3),
+    (DataError("x", "y"), 4),
+    (DivergedError("x"), 5),
+    (CheckpointError("x"), 6),
+    (SweepError("x"), 7),
+    (DiskError("x"), 8),
+    (Interrupted(2, "x"), 130),
+    (Interrupted(15, "x"), 143),
+    (KeyboardInterrupt(), 130),
+    (ZeroDivisionError("x"), 1),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), CODES, ids=lambda value: type(value).__name__ if not isinstance(value, int) else str(value))
+def test_every_error_has_its_exit_code_and_shows_no_traceback(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SUBCOMMANDS, "fail", raising(error))  # type: ignore[arg-type]
+    assert main(["fail"]) == code
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "x" in err or isinstance(error, KeyboardInterrupt)
+    assert ("fault of dnnkit" in err) == isinstance(error, ZeroDivisionError)
+
+
+def test_a_variable_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DNNKIT_DEBUG", "1")
+    for words, name in ((["activation=sellu"], "ConfigError"), (["fail"], "ZeroDivisionError")):
+        monkeypatch.setitem(SUBCOMMANDS, "fail", raising(ZeroDivisionError("x")))  # type: ignore[arg-type]
+        assert main(words) in (1, 2)
+        assert f"Traceback (most recent call last)" in (err := capsys.readouterr().err)  # noqa: F541
+        assert name in err
+
+
+def test_an_error_keeps_its_cause_cure_and_problems_across_processes() -> None:
+    import pickle
+
+    for error in (ConfigError([Problem("a", "b", ("c",), "d")]), DataError("x", "y"), Interrupted(15, "x", "y")):
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
+        assert (type(again), str(again), again.exit_code) == (type(error), str(error), error.exit_code)
+
+
+def test_a_mistake_in_a_real_process_ends_with_2_on_the_error_output(workdir: Path) -> None:
+    done = run("activation=sellu", "optimizer.lr=-1", folder=workdir)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("2 problems in the config:\n")
+    assert "Traceback" not in done.stderr
+    assert list(workdir.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_is_no_error(workdir: Path) -> None:
+    command = f"{sys.executable} -c 'import sys; from dnnkit.cli import main; print(\"x\" * 10**6); sys.exit(main([\"list\", \"--json\"]))' | head -c 10; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=workdir, capture_output=True, text=True, check=False, timeout=120)
+    assert "Traceback" not in done.stderr
