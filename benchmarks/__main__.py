@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_const", const=1, dest="rounds", help="one round only: a first impression")
     parser.add_argument("--rounds", type=_count, help="processes for each contender and batch size, one after the other (default 3)")
-    parser.add_argument("--epochs", type=_count, default=2, help="measured in each round, after a warm-up (default 2)")
+    parser.add_argument("--epochs", type=_count, default=3, help="measured in each round, after a warm-up (default 3)")
     parser.add_argument("--batch", type=_count, nargs="+", default=[32, 128], metavar="SIZE", help="batch sizes (default 32 128)")
     parser.add_argument("--data", choices=tuple(_DATA), help="default: mnist where DNNKIT_DATA has it, else synthetic images")
     parser.add_argument(

@@ -20,8 +20,8 @@ import torch
 from pytorch_lightning.plugins import CheckpointIO
 from torch import Tensor, nn
 
-from dnnkit.errors import CheckpointError
 from dnnkit.disk import disk, sync_folder
+from dnnkit.errors import CheckpointError
 
 STATE_KEY = "dnnkit"
 FORMAT = 1

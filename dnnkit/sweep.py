@@ -25,14 +25,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from dnnkit.config import Composer, compose
+from dnnkit.config import Composer, Config, compose
+from dnnkit.config.triage import parse
 from dnnkit.errors import ConfigError, DnnkitError, Interrupted, Problem
+from dnnkit.record import strip_credentials
 
 if TYPE_CHECKING:
-    from dnnkit.training.senders import Senders
+    from dnnkit.training.senders import Result, Senders
 
 log = logging.getLogger("dnnkit")
 
+_PARAMS = "hydra.sweeper.params"
 #: Up to so many jobs are checked one by one before the first starts; of more, every value of every axis.
 CHECKED_ONE_BY_ONE = 32
 #: An axis with more values than this is a slip of the keyboard, such as seed=range(0,1e9).
@@ -55,7 +58,22 @@ def is_sweep(overrides: Sequence[str], config_dir: str | None = None) -> bool:
     """Whether the overrides ask for a sweep by themselves: `hydra.mode=MULTIRUN`, typed or in a file of `sweeps/`."""
     if not any(text.lstrip("+").startswith(("sweeps=", "hydra.mode=")) for text in overrides):
         return False
-    return bool(Composer(config_dir).sweep(overrides).hydra.mode == RunMode.MULTIRUN)
+    return bool(Composer(config_dir).sweep(spelt_out(overrides)).hydra.mode == RunMode.MULTIRUN)
+
+
+def spelt_out(overrides: Sequence[str]) -> list[str]:
+    """The overrides with `hydra.sweeper.params` typed as axes, where OmegaConf cannot merge them into Hydra's node."""
+    words: list[str] = []
+    for override, text in ((parsed[0] if (parsed := parse([text])[0]) else None, text) for text in overrides):
+        key = override.key_or_group if override is not None else ""
+        value = override.value() if override is not None else None
+        if key == _PARAMS and isinstance(value, dict):
+            words += [f"{name}={axis}" for name, axis in value.items()]
+        elif key.startswith(f"{_PARAMS}."):
+            words.append(f"{key.removeprefix(f'{_PARAMS}.')}={value if isinstance(value, str) else text.partition('=')[2]}")
+        else:
+            words.append(text)
+    return words
 
 
 def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, console: Console) -> list[Outcome]:
@@ -63,7 +81,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, consol
 
     Raises ConfigError before the first job starts, and Interrupted where a signal stopped a job and with it the sweep.
     """
-    composer = Composer(config_dir)
+    composer, overrides = Composer(config_dir), spelt_out(overrides)
     name = check_sweep(composer, overrides)
     with tempfile.TemporaryDirectory(prefix="dnnkit-sweep-") as scratch:
         job = Job(f"{name}-{uuid.uuid4().hex[:8]}", config_dir, scratch, console.is_terminal)
@@ -84,13 +102,14 @@ def check_sweep(composer: Composer, overrides: Sequence[str]) -> str:
     """The name of the study, after every job has been composed and validated; ConfigError with every problem."""
     problems: list[Problem] = []
     params: dict[str, Any] = {}
+    overrides = spelt_out(overrides)
     lines = [text for text in overrides if not text.lstrip("+~").startswith(("hydra.", "hydra/"))]
     try:
-        params = dict(OmegaConf.select(composer.sweep(overrides), "hydra.sweeper.params") or {})
+        params = dict(OmegaConf.select(composer.sweep(overrides), _PARAMS) or {})
         lines = [*(f"{key}={value}" for key, value in params.items()), *lines]
     except ConfigError as error:
         problems += error.problems
-    files = [file for file, keys in composer.loader.setters() if any(key.startswith("hydra.sweeper.params") for key in keys)]
+    files = [file for file, keys in composer.loader.setters() if any(key.startswith(_PARAMS) for key in keys)]
     for job in _jobs(lines, composer):
         try:
             composer.one(job)
@@ -156,26 +175,27 @@ class Job:
         hydra = HydraConfig.get()
         number, overrides = int(hydra.job.num), list(hydra.overrides.task)
         console = Console(force_terminal=self.terminal or None)
-        console.rule(f"job {number}: {' '.join(overrides)}", align="left")
+        shown = [strip_credentials(word) for word in overrides]
+        console.rule(f"job {number}: {' '.join(shown)}", align="left")
         try:
-            outcome = self._train(number, overrides, console)
+            cfg = compose(overrides, config_dir=self.config_dir)
+            result = self._train(cfg, console)
+            outcome = Outcome(number, shown, 0, dict(result.metrics), str(result.run_dir))
         except Interrupted as error:
-            self._note(Outcome(number, overrides, error.exit_code, {}, message=str(error)))
+            self._note(Outcome(number, shown, error.exit_code, {}, message=str(error)))
             raise KeyboardInterrupt from error
-        except DnnkitError as error:
-            console.print(str(error), markup=False, style="red")
-            outcome = Outcome(number, overrides, error.exit_code, {}, message=str(error))
         except Exception as error:
-            log.exception("job %d failed", number)
-            outcome = Outcome(number, overrides, 1, {}, message=f"{type(error).__name__}: {error}")
+            code = error.exit_code if isinstance(error, DnnkitError) else 1
+            message = str(error) if isinstance(error, DnnkitError) else f"{type(error).__name__}: {error}"
+            console.print(message, markup=False, style="red")
+            log.info("job %d failed", number, exc_info=True)
+            outcome = Outcome(number, shown, code, {}, message=message)
         self._note(outcome)
 
-    def _train(self, number: int, overrides: list[str], console: Console) -> Outcome:
+    def _train(self, cfg: Config, console: Console) -> Result:
         from dnnkit.training import train
 
-        cfg = compose(overrides, config_dir=self.config_dir)
-        result = train(cfg, senders=_senders(), sweep=self.sweep, console=console)
-        return Outcome(number, overrides, 0, dict(result.metrics), str(result.run_dir))
+        return train(cfg, senders=_senders(), sweep=self.sweep, console=console)
 
     def _note(self, outcome: Outcome) -> None:
         Path(self.scratch, f"{outcome.job}.outcome.json").write_text(json.dumps(asdict(outcome)), encoding="utf-8")

@@ -65,8 +65,9 @@ def test_every_subcommand_has_its_own_help(command: str, capsys: pytest.CaptureF
 
 
 def test_help_and_version_import_no_torch(workdir: Path) -> None:
-    code = "import sys\nfrom dnnkit.cli import main\nmain(['--help']), main(['--version'])\nsys.exit({'torch', 'hydra', 'mlflow'} & set(sys.modules) != set())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    calls = "import sys\nfrom dnnkit.cli import main\nmain(['--help']), main(['--version'])\n"
+    code = f"{calls}sys.exit(bool({{'torch', 'hydra', 'mlflow'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=workdir, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1][0].isdigit()
 
@@ -110,7 +111,8 @@ def test_a_page_says_bounds_defaults_source_and_common_settings(capsys: pytest.C
     assert "activation.negative_slope = 0.01   a finite number, ≥ 0, < 1" in page
     assert "Source: Maas, Hannun & Ng 2013." in page
     assert "pairs_with: he_normal" in page
-    assert "data.val_size = 0.1   an integer at least 1 or a finite number greater than 0 and less than 1" in told(capsys, "describe", "data", "digits")
+    rule = "data.val_size = 0.1   an integer at least 1 or a finite number greater than 0 and less than 1"
+    assert rule in told(capsys, "describe", "data", "digits")
 
 
 @pytest.mark.parametrize("group", ["trainer", "tracking", "experiment", "sweeps"])
@@ -155,7 +157,8 @@ def test_a_wrong_command_ends_with_2_and_a_hint_and_nothing_is_made(
 
 
 def test_check_says_that_a_valid_config_is_valid_and_makes_nothing(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["+experiment=selu_mnist", "seed=3"], ["-m", "activation=relu,selu"], ["+sweeps=lr"], ["-m", "+sweeps=activations", "seed=1,2"]):
+    right = ([], ["+experiment=selu_mnist", "seed=3"], ["-m", "activation=relu,selu"], ["+sweeps=lr", "seed=1,2"])
+    for words in right:
         assert told(capsys, "check", *words) == "the config is valid\n"
     assert list(workdir.iterdir()) == []
 
@@ -206,7 +209,7 @@ def test_a_variable_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys:
     for words, name in ((["activation=sellu"], "ConfigError"), (["fail"], "ZeroDivisionError")):
         monkeypatch.setitem(SUBCOMMANDS, "fail", raising(ZeroDivisionError("x")))  # type: ignore[arg-type]
         assert main(words) in (1, 2)
-        assert f"Traceback (most recent call last)" in (err := capsys.readouterr().err)  # noqa: F541
+        assert "Traceback (most recent call last)" in (err := capsys.readouterr().err)
         assert name in err
 
 
@@ -227,6 +230,9 @@ def test_a_mistake_in_a_real_process_ends_with_2_on_the_error_output(workdir: Pa
 
 
 def test_a_reader_that_goes_away_is_no_error(workdir: Path) -> None:
-    command = f"{sys.executable} -c 'import sys; from dnnkit.cli import main; print(\"x\" * 10**6); sys.exit(main([\"list\", \"--json\"]))' | head -c 10; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=workdir, capture_output=True, text=True, check=False, timeout=120)
-    assert "Traceback" not in done.stderr
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "dnnkit", "list"]
+    done = subprocess.run(command, cwd=workdir, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 import dnnkit
@@ -57,7 +58,7 @@ def test_the_default_config_is_the_promised_one() -> None:
     assert (cfg.activation.name, cfg.initializer.name) == ("selu", "auto")
     assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.scheduler.name) == ("momentum", 0.05, "one_cycle")
     assert (cfg.data.batch_size, cfg.trainer.max_epochs, cfg.seed) == (32, 20, 0)
-    assert list(cfg.values) == top_level() or set(cfg.values) == set(top_level())
+    assert set(cfg.values) == set(top_level())
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -76,7 +77,7 @@ def test_an_experiment_sets_names_and_settings_common_to_a_group(experiment: str
     assert text.startswith(f"# python -m dnnkit +experiment={experiment}\n")
     for key, value in yaml.safe_load(text).items():
         if key in GROUPS:
-            shared = set(kind_settings(key).names()) | {required for required in KINDS[key].required}
+            shared = {*kind_settings(key).names(), *KINDS[key].required}
             assert set(value) <= shared
 
 
@@ -206,6 +207,8 @@ MISTAKES = [
     ("optimizer.lr", ["KEY=VALUE"], ""),
     ("optimizer.lr=[1", ["KEY=VALUE"], ""),
     ("optimizer.lr=0.1,0.2", ["add -m"], ""),
+    ("hydra.sweeper.max_batch_size=3", ["matters to a sweep alone"], ""),
+    ("hydra/launcher=basicc", ["no hydra/launcher called 'basicc'"], "basic"),
     ("seed=" + "9" * 5000, ["KEY=VALUE"], ""),
     ("name=" + "[" * 3000, ["KEY=VALUE"], ""),
 ]
@@ -226,7 +229,10 @@ def test_a_mistake_is_answered_with_the_value_the_rule_and_the_right_thing(
     assert (told.out, "Traceback" in told.err, list(workdir.iterdir())) == ("", False, [])
 
 
-@pytest.mark.parametrize("override", ["name=${..x}", "name=${.name}", "name=${checkpoint}", "seed=${model.hidden[7]}", "name=${model.hidden.x}"])
+MISPLACED = ["name=${..x}", "name=${.name}", "name=${checkpoint}", "seed=${model.hidden[7]}", "name=${model.hidden.x}"]
+
+
+@pytest.mark.parametrize("override", MISPLACED)
 def test_a_reference_that_cannot_stand_where_it_is_is_refused(override: str) -> None:
     (problem,) = problems(override)
     assert "the reference" in problem.message
@@ -235,6 +241,11 @@ def test_a_reference_that_cannot_stand_where_it_is_is_refused(override: str) -> 
 def test_references_in_a_circle_are_found() -> None:
     found = problems("name=${tracking.uri}", "tracking.uri=${tracking.runs}", "tracking.runs=${name}")
     assert all("leads to itself" in problem.message for problem in found)
+
+
+def test_files_that_take_each_other_into_their_defaults_lists_are_refused(presets: Callable[[dict[str, str]], Path]) -> None:
+    folder = presets({"experiment/a.yaml": "defaults: [b]\n", "experiment/b.yaml": "defaults: [a]\n"})
+    assert "lead back to themselves" in str(problems("+experiment=a", config_dir=folder)[0])
 
 
 def test_every_mistake_of_a_command_is_reported_at_once() -> None:
@@ -290,13 +301,17 @@ def test_a_mistake_in_a_file_names_the_file_and_the_right_thing(
 
 
 def test_the_file_that_set_a_value_last_is_named(presets: Callable[[dict[str, str]], Path]) -> None:
-    folder = presets({"experiment/mine.yaml": "trainer:\n  max_epochs: 0\n", "trainer/quick.yaml": "defaults: [cpu, _self_]\nmax_epochs: -1\n"})
+    files = {"experiment/mine.yaml": "trainer:\n  max_epochs: 0\n", "trainer/quick.yaml": "defaults: [cpu, _self_]\nmax_epochs: -1\n"}
+    folder = presets(files)
     assert problems("+experiment=mine", config_dir=folder)[0].origin.endswith("experiment/mine.yaml")
     assert problems("trainer=quick", config_dir=folder)[0].origin.endswith("trainer/quick.yaml")
     assert "command line" in problems("+experiment=mine", "trainer.max_epochs=-2", config_dir=folder)[0].origin
 
 
-@pytest.mark.parametrize(("group", "name"), [("activation", "selu"), ("optimizer", "adam"), ("initializer", "auto"), ("normalization", "none")])
+COMPONENTS = [("activation", "selu"), ("optimizer", "adam"), ("initializer", "auto"), ("normalization", "none")]
+
+
+@pytest.mark.parametrize(("group", "name"), COMPONENTS)
 def test_a_file_named_like_a_component_is_refused(group: str, name: str, presets: Callable[[dict[str, str]], Path]) -> None:
     folder = presets({f"{group}/{name}.yaml": f"name: {name}\n"})
     with pytest.raises(ConfigError, match=f"hides the registered {group}={name}"):
@@ -397,8 +412,12 @@ ATTACKS = [
 ]
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("more", [[], ["-m", "seed=0,1"]], ids=["run", "sweep"])
+def run_and_sweep(attacks: Iterable[str], concern_hydra: Callable[[str], bool]) -> list[tuple[str, list[str]]]:
+    """Every attack on a run, and those that concern Hydra on a sweep too, where Hydra acts."""
+    return [(attack, []) for attack in attacks] + [(attack, ["-m", "seed=0,1"]) for attack in attacks if concern_hydra(attack)]
+
+
+@pytest.mark.parametrize(("attack", "more"), run_and_sweep(ATTACKS, lambda attack: "hydra" in attack or attack.startswith("name=${oc")))
 def test_an_attack_by_the_command_line_is_refused_without_effect(
     attack: str, more: list[str], canary: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -409,6 +428,11 @@ def test_an_attack_by_the_command_line_is_refused_without_effect(
     assert list(workdir.iterdir()) == []
 
 
+_SWEEP = "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+#: Nine values, each of which is nine of the one before.
+_BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
 #: An experiment file each.
 FILE_ATTACKS = {
     "target": "_target_: os.mkdir\npath: CANARY\n",
@@ -430,7 +454,7 @@ FILE_ATTACKS = {
     "launcher": "hydra:\n  launcher:\n    _target_: os.mkdir\n    path: CANARY\n",
     "resolver": "name: ${oc.env:DNNKIT_SECRET}\n",
     "resolver in a list": "model:\n  hidden: ['${oc.env:DNNKIT_SECRET}']\n",
-    "resolver in pieces": "name: ${checkpoint.monitor}${tracking.uri}\ncheckpoint:\n  monitor: $\ntracking:\n  uri: '{oc.env:DNNKIT_SECRET}'\n",
+    "resolver in pieces": "name: ${data.root}${tracking.uri}\ndata:\n  root: $\ntracking:\n  uri: '{oc.env:DNNKIT_SECRET}'\n",
     "escaped resolver": "name: '\\${oc.env:DNNKIT_SECRET}'\n",
     "resolver in a key": "'${oc.env:DNNKIT_SECRET}': 1\n",
     "resolver in the defaults": "defaults:\n  - override /activation: ${oc.env:DNNKIT_SECRET}\n",
@@ -448,29 +472,29 @@ FILE_ATTACKS = {
     "path through an installed package": "defaults:\n  - /../../../../../../../../../../../../../../../../../..OUTSIDE\n",
     "group path": "defaults:\n  - /activation/../../..: outside\n",
     "dotted hydra group": "defaults:\n  - /./hydra/job_logging: default\n",
-    "sweep over logging": "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      ++hydra.job_logging.handlers.x: '{class: logging.FileHandler, filename: CANARY}'\n",
-    "sweep over a target": "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      ++optimizer.x: '{_target_: os.mkdir, path: CANARY}'\n",
-    "sweep with a resolver": "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      name: a,${oc.env:DNNKIT_SECRET}\n",
-    "sweep in pieces": "name: $\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      tracking.uri: ${name}{oc.env:DNNKIT_SECRET}\n",
+    "sweep over logging": f"{_SWEEP}      ++hydra.job_logging.handlers.x: '{{class: logging.FileHandler, filename: CANARY}}'\n",
+    "sweep over a target": f"{_SWEEP}      ++optimizer.x: '{{_target_: os.mkdir, path: CANARY}}'\n",
+    "sweep with a resolver": f"{_SWEEP}      name: a,${{oc.env:DNNKIT_SECRET}}\n",
+    "sweep in pieces": f"name: $\n{_SWEEP}      tracking.uri: ${{name}}{{oc.env:DNNKIT_SECRET}}\n",
     "python object": "name: !!python/object/apply:os.mkdir [CANARY]\n",
     "python name": "name: !!python/name:os.mkdir\n",
-    "huge by aliases": "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join(f'*{a}' for _ in range(9))}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+    "huge by aliases": _BOMB,
     "alias of itself": "a: &a\n  b: *a\n",
     "deep nesting": "a: " + "[" * 5000 + "]" * 5000 + "\n",
-    "long texts by references": "name: x\n" + "".join(f"k{n}: ${{k{n - 1}}}${{k{n - 1}}}\n" for n in range(1, 60)) + "k0: xx\n",
+    "long texts by references": "k0: xx\n" + "".join(f"k{n}: ${{k{n - 1}}}${{k{n - 1}}}\n" for n in range(1, 60)),
     "huge number": f"seed: {'9' * 5000}\n",
     "itself": "defaults:\n  - /experiment: evil\n",
 }
 
 
-@pytest.mark.parametrize("attack", FILE_ATTACKS)
-@pytest.mark.parametrize("more", [[], ["-m", "seed=0,1"]], ids=["run", "sweep"])
+@pytest.mark.parametrize(("attack", "more"), run_and_sweep(FILE_ATTACKS, lambda name: "hydra" in FILE_ATTACKS[name]))
 def test_an_attack_by_an_experiment_file_is_refused_without_effect(
     attack: str, more: list[str], canary: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = tmp_path_factory.mktemp("stranger")
     text = FILE_ATTACKS[attack].replace("CANARY", str(canary)).replace("OUTSIDE", str(home / "outside"))
-    for name, content in {"presets/experiment/evil.yaml": text, "presets/experiment/part.yaml": "x: {a: 1}\n", "outside.yaml": _OUTSIDE}.items():
+    files = {"presets/experiment/evil.yaml": text, "presets/experiment/part.yaml": "x: {a: 1}\n", "outside.yaml": _OUTSIDE}
+    for name, content in files.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(content.replace("CANARY", str(canary)), encoding="utf-8")
     assert main(["--config-dir", str(home / "presets"), "+experiment=evil", *more]) == 2
@@ -490,8 +514,8 @@ def test_a_file_in_a_group_of_hydras_is_refused(file: str, presets: Callable[[di
     assert main(["--config-dir", str(folder), "-m", "seed=0,1", f"{file.rpartition('/')[0]}=evil", "tracking=none"]) == 2
 
 
-def test_a_study_of_the_working_folder_is_inspected_like_any_file(workdir: Path, canary: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = workdir / "sweeps" / "evil.yaml"
+def test_a_study_of_the_working_folder_is_inspected_like_any_file(canary: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = canary.parent / "sweeps" / "evil.yaml"
     study.parent.mkdir()
     for name in ("callbacks", "logging class", "sweep over logging", "sweep with a resolver", "huge by aliases"):
         study.write_text(FILE_ATTACKS[name].replace("CANARY", str(canary)), encoding="utf-8")
@@ -502,20 +526,15 @@ def test_a_study_of_the_working_folder_is_inspected_like_any_file(workdir: Path,
     assert Composer().one(["seed=1"]).seed == 1
 
 
-def test_what_hydra_acts_on_is_checked_behind_every_other_door(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> None:
-    from dnnkit.config import loader
-
+def test_what_hydra_acts_on_is_checked_behind_every_other_door() -> None:
     composer = Composer()
-    monkeypatch.setattr(loader, "store_nodes", lambda: None)
-    from hydra.types import RunMode
-
     with pytest.raises(ConfigError, match=r"hydra\.callbacks: may not be set"):
         composer.loader.load_configuration("config", ["+hydra.callbacks.x=1"], RunMode.MULTIRUN)
     with pytest.raises(ConfigError, match=r"hydra\.job: may not be set"):
         composer.loader.load_configuration("config", ["+hydra.job.env_set.A=b"], RunMode.MULTIRUN)
-    master = composer.loader.load_configuration("config", ["hydra.sweeper.params={seed: '1,2'}", "hydra.sweep.dir=x"], RunMode.MULTIRUN)
+    master = composer.loader.load_configuration("config", ["hydra.sweep.dir=x", "+sweeps=lr"], RunMode.MULTIRUN)
     with pytest.raises(ConfigError, match=r"hydra\.job_logging: may not be set"):
-        composer.loader.load_sweep_config(master, ["+hydra.job_logging.root=1"])
+        composer.loader.load_sweep_config(master, ["+hydra.job_logging.handlers={a: {class: b}}"])
     assert composer.loader.load_sweep_config(master, ["seed=1"]).seed == 1
 
 

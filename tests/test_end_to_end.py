@@ -19,7 +19,9 @@ SHORT = ("trainer.max_epochs=2", "trainer.limit_train_batches=10")
 
 
 def dnnkit(*words: str, timeout: float = 180, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "dnnkit", *words], capture_output=True, text=True, timeout=timeout, env=os.environ | environ)
+    return subprocess.run(
+        [sys.executable, "-m", "dnnkit", *words], capture_output=True, text=True, timeout=timeout, env=os.environ | environ
+    )
 
 
 def client(workdir: Path) -> MlflowClient:
@@ -68,7 +70,9 @@ def test_a_run_is_in_mlflow_whole(workdir: Path) -> None:
 
 
 def test_a_killed_run_is_closed_as_killed(workdir: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "dnnkit", "trainer.max_epochs=5000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dnnkit", "trainer.max_epochs=5000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     until = time.monotonic() + 120
     try:
         while not _seen_training(workdir) and time.monotonic() < until:
@@ -87,7 +91,12 @@ def test_a_killed_run_is_closed_as_killed(workdir: Path) -> None:
 
 def _seen_training(workdir: Path) -> bool:
     sent = list(workdir.glob("runs/*/sender.json"))
-    return bool(sent) and (workdir / "mlflow.db").exists() and bool(read_journal(sent[0].with_name("metrics.jsonl"))) and bool(_listed(workdir))
+    return (
+        bool(sent)
+        and (workdir / "mlflow.db").exists()
+        and bool(read_journal(sent[0].with_name("metrics.jsonl")))
+        and bool(_listed(workdir))
+    )
 
 
 def _listed(workdir: Path) -> list:  # type: ignore[type-arg]

@@ -15,8 +15,25 @@ from dnnkit.record import read_journal
 from dnnkit.registry import REGISTRIES
 
 EXPERIMENTS = sorted(path.stem for path in shipped("conf").glob("experiment/*.yaml"))
-FEW = ("tracking=none", "trainer.progress_bar=false", "trainer.max_epochs=1", "trainer.limit_train_batches=6", "trainer.limit_val_batches=1")
-GROUPS = ("activation", "initializer", "normalization", "dropout", "regularizer", "constraint", "clipping", "loss", "optimizer", "scheduler")
+FEW = (
+    "tracking=none",
+    "trainer.progress_bar=false",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=6",
+    "trainer.limit_val_batches=1",
+)
+GROUPS = (
+    "activation",
+    "initializer",
+    "normalization",
+    "dropout",
+    "regularizer",
+    "constraint",
+    "clipping",
+    "loss",
+    "optimizer",
+    "scheduler",
+)
 
 plugins.load()
 COMPONENTS = [(group, name) for group in GROUPS for name in REGISTRIES[group].names()]

@@ -23,7 +23,12 @@ plugins.load()
 Install = Callable[..., None]
 
 HEAD = "from torch import nn\nfrom dnnkit.registry import activations, optimizers\n"
-GOOD = HEAD + '\n@activations.register("triple", pairs_with="he_normal")\ndef triple() -> nn.Module:\n    """3z."""\n    return nn.Identity()\n'
+GOOD = f"""{HEAD}
+@activations.register("triple", pairs_with="he_normal")
+def triple() -> nn.Module:
+    '''3z.'''
+    return nn.Identity()
+"""
 FAILURES = {
     "raise RuntimeError('no luck')": "RuntimeError: no luck",
     "import sys; sys.exit(3)": "SystemExit: 3",
@@ -118,10 +123,10 @@ def test_a_taken_name_is_refused_with_both_owners_and_the_first_stays(install: I
 
 #: A component that no config could use, and what is said of it.
 UNUSABLE = {
-    '@optimizers.register("wild")\ndef wild(params: list, lr: Annotated[float, Gt(0)] = -1.0) -> object: ...': "its default breaks its own rule",
-    '@optimizers.register("wild")\ndef wild(params: list, lr: nn.Module = 0.1) -> object: ...': "give every setting a type",
-    '@data_sources.register("wild")\ndef wild(root: object, split: str = "x") -> object: ...': "'split' belongs to every data_source",
-    '@optimizers.register("wild")\ndef wild(params: list) -> object: ...': "every optimizer needs the setting 'lr'",
+    "optimizers: params: list, lr: Annotated[float, Gt(0)] = -1.0": "its default breaks its own rule",
+    "optimizers: params: list, lr: nn.Module = 0.1": "give every setting a type",
+    "optimizers: params: list": "every optimizer needs the setting 'lr'",
+    "data_sources: root: object, split: str = 'x'": "'split' belongs to every data_source",
 }
 
 
@@ -129,7 +134,8 @@ UNUSABLE = {
 def test_a_component_that_no_config_could_use_fails_its_own_package_alone(install: Install, source: str) -> None:
     before = names()
     head = f"{HEAD}from dnnkit.registry import data_sources\nfrom typing import Annotated\nfrom annotated_types import Gt\n"
-    install(theirs=f"{head}\n{source}\n")
+    family, _, signature = source.partition(": ")
+    install(theirs=f'{head}\n@{family}.register("wild")\ndef wild({signature}) -> object: ...\n')
     assert UNUSABLE[source] in loaded("theirs").error
     assert names() == before
     assert compose([]).seed == 0
@@ -147,7 +153,8 @@ def test_a_required_setting_needs_no_default(install: Install) -> None:
 def test_a_config_that_needs_a_failed_plugin_ends_with_3_and_its_reason(
     install: Install, where: str, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sources = {"module": f"raise RuntimeError('no luck')\n{GOOD}", "package": "raise RuntimeError('no luck')", "earlier": f"{GOOD}\nraise RuntimeError('no luck')"}
+    failure = "raise RuntimeError('no luck')\n"
+    sources = {"module": failure + GOOD, "package": failure, "earlier": GOOD + failure}
     install({"theirs/more/activations.py": GOOD} if where == "package" else None, theirs=sources[where])
     left = set(workdir.iterdir())
     for words in (["activation=triple"], ["check", "activation=triple"], ["activation=triple", "optimizer.lr=-1"]):
@@ -170,7 +177,8 @@ def test_finding_out_what_a_failed_plugin_would_bring_does_not_import_it_again(i
 
 def test_a_conf_folder_beside_a_plugin_is_on_the_search_path(install: Install) -> None:
     experiment = "defaults:\n  - override /activation: triple\nname: theirs\n"
-    install({"theirs/conf/experiment/of_theirs.yaml": experiment, "theirs/conf/activation/elu_2.yaml": "defaults: [elu]\nalpha: 2.0\n"}, theirs=GOOD)
+    preset = "defaults: [elu, _self_]\nalpha: 2.0\n"
+    install({"theirs/conf/experiment/of_theirs.yaml": experiment, "theirs/conf/activation/elu_2.yaml": preset}, theirs=GOOD)
     assert loaded("theirs").conf is not None
     cfg = compose(["+experiment=of_theirs"])
     assert (cfg.name, cfg.activation.name) == ("theirs", "triple")
@@ -183,7 +191,9 @@ def test_a_conf_folder_of_a_plugin_that_failed_is_not_used(install: Install) -> 
         compose(["+experiment=of_theirs"])
 
 
-def test_without_its_own_components_dnnkit_says_how_to_install_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_its_own_components_dnnkit_says_how_to_install_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(plugins, "_loaded", {})
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ())
     with pytest.raises(PluginError, match="not installed"):
@@ -193,7 +203,7 @@ def test_without_its_own_components_dnnkit_says_how_to_install_them(monkeypatch:
 
 
 def test_own_components_that_cannot_be_imported_are_no_ones_typing_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = next(entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.dist is not None and entry.dist.name == "dnnkit")
+    own = next(entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.value == "dnnkit_plugins")
     broken = Plugin("dnnkit", "dnnkit", "1", own.value, error="ImportError: no torch")
     monkeypatch.setattr(plugins, "_loaded", {own.value: broken})
     with pytest.raises(PluginError, match="cannot be imported: ImportError: no torch"):
@@ -214,7 +224,7 @@ def test_the_command_plugins_shows_what_loaded_and_what_failed(install: Install,
 
 def test_the_built_in_components_arrive_first_and_by_an_entry_point(install: Install) -> None:
     install(aaa=GOOD)
-    assert [plugin.package for plugin in plugins.load()][0] == "dnnkit"
+    assert plugins.load()[0].package == "dnnkit"
     own = [entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.value == "dnnkit_plugins"]
     assert len(own) == 1
     assert isinstance(own[0], EntryPoint)

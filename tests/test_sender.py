@@ -231,6 +231,14 @@ def test_a_run_whose_process_is_killed_is_closed_as_killed_with_its_last_number(
     assert (RunRecord.read(folder).status, RunRecord.read(folder).dnnkit_status) == ("KILLED", "killed")
 
 
+def test_a_dead_trainer_whose_number_another_process_has_taken_is_still_known_to_be_dead(workdir: Path, uri: str) -> None:
+    # The pid in run.json is this test's own, which lives; the process that started the sender does not.
+    borrowed = f"run.record.__class__(**{{**run.record.__dict__, 'pid': {os.getpid()}}}).write(run.path)"
+    script = TRAINER.replace("os.kill(", f"{borrowed}; os.kill(")
+    assert subprocess.run([sys.executable, "-c", script, uri], check=False, timeout=PATIENT).returncode == -signal.SIGKILL
+    eventually(lambda: ask(workdir, "select status from runs") == [("KILLED",)])
+
+
 def test_control_c_in_the_terminal_does_not_reach_the_sender(workdir: Path, uri: str, start: Callable[..., Sender]) -> None:
     sender = start(uri)
     assert sender._process is not None

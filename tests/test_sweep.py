@@ -12,10 +12,10 @@ from dnnkit import sweep
 from dnnkit.cli import main
 from dnnkit.config import Composer
 from dnnkit.errors import ConfigError, Interrupted
-from dnnkit.sweep import CHECKED_ONE_BY_ONE, MOST_VALUES, Outcome, check_sweep, is_sweep, run_sweep
+from dnnkit.sweep import CHECKED_ONE_BY_ONE, MOST_VALUES, Outcome, check_sweep, is_sweep, run_sweep, spelt_out
 
 COMPOSER = Composer()
-SHORT = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.progress_bar=false", "tracking=none", "model.hidden=[5]"]
+SHORT = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "tracking=none", "model.hidden=[5]"]
 QUIET = Console(quiet=True)
 
 
@@ -46,7 +46,7 @@ def test_all_jobs_of_a_small_grid_are_checked_and_every_value_of_a_large_one(com
     assert ["seed=1", "activation=tanh", "optimizer.lr=0.1"] in composed
     composed.clear()
     check_sweep(COMPOSER, ["seed=range(0,30)", "data.batch_size=range(1,21)"])
-    assert 30 * 20 > CHECKED_ONE_BY_ONE
+    assert CHECKED_ONE_BY_ONE < 30 * 20
     assert {job[0] for job in composed} == {f"seed={seed}" for seed in range(30)}
     assert {job[1] for job in composed} == {f"data.batch_size={size}" for size in range(1, 21)}
     assert len(composed) == 50
@@ -59,6 +59,17 @@ def test_the_values_of_a_study_are_an_axis_and_the_command_line_wins(composed: l
     assert check_sweep(COMPOSER, ["seed=1,2"]) == "sweep"
     check_sweep(COMPOSER, ["+sweeps=lr", "optimizer.lr=0.3"])
     assert [job[0] for job in composed[2:]] == ["optimizer.lr=0.3"]
+
+
+TYPED = ["hydra.sweeper.params={seed: '1,2'}", "+hydra.sweeper.params.seed='1,2'", "hydra.sweeper.params.seed=1,2"]
+
+
+@pytest.mark.parametrize("word", TYPED)
+def test_axes_may_be_typed_as_settings_of_the_sweeper(word: str, composed: list[list[str]]) -> None:
+    check_sweep(COMPOSER, ["activation=relu", word])
+    assert composed == [["activation=relu", "seed=1"], ["activation=relu", "seed=2"]]
+    assert spelt_out([word]) == ["seed=1,2"]
+    assert is_sweep(["hydra.mode=MULTIRUN", word])
 
 
 def test_every_shape_of_an_axis_is_spelt_out(composed: list[list[str]]) -> None:
@@ -100,6 +111,8 @@ WRONG = [
     ["+sweeps=lrr"],
     ["seed=1,2", "hydra.sweeper.max_batch_sise=1"],
     ["seed=1,2", "hydra.sweeper=3"],
+    ["hydra.sweeper.params={seeds: '1,2'}"],
+    ["seed=1,2", "hydra.sweeper.max_batch_size=0"],
     ["seed=1,2", "hydra/launcher=joblibb"],
     ["seed=1,2", "hydra.mode=x"],
     ["seed=1,2", "optimizer.lr=interval(0.1,0.2)"],
@@ -107,7 +120,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize("overrides", WRONG, ids=lambda words: " ".join(words))
-def test_a_sweep_that_cannot_be_run_ends_with_2_and_leaves_nothing(overrides: list[str], workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_that_cannot_be_run_ends_with_2_and_leaves_nothing(
+    overrides: list[str], workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["-m", *overrides, *SHORT]) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert list(workdir.iterdir()) == []
@@ -164,7 +179,9 @@ def test_a_fault_of_ours_in_one_job_is_noted_and_the_others_run(workdir: Path, m
     assert (first.exit_code, first.message, second.exit_code) == (1, "ZeroDivisionError: oops", 0)
 
 
-def test_an_experiment_that_asks_for_a_sweep_gets_one(workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_experiment_that_asks_for_a_sweep_gets_one(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sweep.Job, "_train", lambda _self, number, words, _console: Outcome(number, words, 0, {}))
     path = workdir / "presets" / "experiment" / "grid.yaml"
     path.parent.mkdir(parents=True)

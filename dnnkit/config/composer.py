@@ -95,7 +95,9 @@ class Composer:
         parsed, problems = parse(overrides)
         sweeping = [override for override in parsed if override.is_sweep_override()]
         problems += [Problem(line(override), "gives several values: add -m to run a sweep over them") for override in sweeping]
-        tree, found = self._compose([override for override in parsed if override not in sweeping])
+        hydras = [override for override in parsed if override.is_hydra_override() and override not in sweeping]
+        problems += self._judge_hydras(hydras)
+        tree, found = self._compose([override for override in parsed if override not in (*sweeping, *hydras)])
         problems += found
         values, found = validate(tree) if tree is not None else ({}, [])
         # A key that is already reported would be reported again by the validator, in other words.
@@ -155,6 +157,12 @@ class Composer:
         tree, found = self._load([override for override in parsed if line(override) not in {**wrong, **misplaced}])
         return tree, problems + found
 
+    def _judge_hydras(self, overrides: Sequence[Override]) -> list[Problem]:
+        """What is wrong with settings of a sweep in the config of one run, to which they mean nothing."""
+        problems = [problem for override in overrides if is_choice(override, self._groups) for problem in self._judge(override)]
+        rest = [override for override in overrides if override.key_or_group != "hydra.mode"]
+        return problems or [Problem(line(override), "matters to a sweep alone: add -m to run one", origin=CLI) for override in rest]
+
     def _judge(self, override: Override) -> list[Problem]:
         return judge_choice(override, self._groups, self.loader.options(override.key_or_group))
 
@@ -181,8 +189,6 @@ class Composer:
 
     def _try(self, lines: list[str]) -> tuple[DictConfig | None, str]:
         try:
-            if any(text.lstrip("+~").startswith(("hydra.", "hydra/")) for text in lines):
-                return self.loader.load_configuration("config", lines, RunMode.RUN, from_shell=False), ""
             return self.loader.load_plain(lines), ""
         except _REFUSALS as error:
             return None, _first_line(error)

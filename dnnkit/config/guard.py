@@ -169,7 +169,7 @@ def _values(default: GroupDefault) -> list[Any]:
 
 
 def _empty() -> ConfigResult:
-    return ConfigResult("", "", OmegaConf.create({}), {"package": "_global_"}, [])
+    return ConfigResult("", "", OmegaConf.create({}), {"package": "_global_"}, [], True)
 
 
 def _without_hydra(result: ConfigResult) -> ConfigResult:

@@ -33,6 +33,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 #: What may differ between one command and another in the node by which Hydra acts; the rest is always Hydra's own.
 _FREE = ("mode", "sweeper", "launcher", "overrides", "runtime")
 _FREE_OF_JOB = ("name", "override_dirname", "id", "num", "config_name")
+#: What Hydra acts on by itself, by the folder of our main file; composed when a sweep asks for it.
+_own: dict[Path, dict[str, Any]] = {}
 
 
 def shipped(folder: str) -> Path:
@@ -104,7 +106,6 @@ class Loader(ConfigLoaderImpl):
         self.guard = Guard(path, {f"sweeps/{name}": file for name, file in sweep_files().items()})
         self.repository = self.guard
         self.merged: list[str] = []
-        self._own: dict[str, Any] | None = None
         hidden = shadows(self.guard)
         if hidden:
             raise ConfigError(hidden)
@@ -168,10 +169,11 @@ class Loader(ConfigLoaderImpl):
 
     def _refuse_steering(self, tree: DictConfig) -> None:
         """The last door: whatever way a setting took, Hydra acts only on its own defaults and the choice of a sweep."""
-        if self._own is None:
-            self._own = _acts(super().load_configuration("config", [], RunMode.RUN))
-        acts = _acts(tree)
-        wrong = [key for key in {**self._own, **acts} if acts.get(key) != self._own.get(key)]
+        main = shipped("conf")
+        if main not in _own:
+            _own[main] = _acts(super().load_configuration("config", [], RunMode.RUN))
+        own, acts = _own[main], _acts(tree)
+        wrong = [key for key in {**own, **acts} if acts.get(key) != own.get(key)]
         if wrong:
             raise ConfigError([Problem(f"hydra.{key}", "may not be set") for key in wrong])
 

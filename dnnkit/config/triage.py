@@ -93,8 +93,6 @@ def judge_choice(override: Override, groups: Collection[str], options: Sequence[
 def judge_value(override: Override, base: DictConfig) -> list[Problem]:
     """What is wrong with the place that `key=value` names; the value itself is judged later."""
     text, key = line(override), override.key_or_group
-    if override.is_hydra_override():
-        return []
     if override.is_delete():
         return [Problem(text, "every key has its place: set it to another value, or choose none", origin=CLI)]
     if override.is_add():

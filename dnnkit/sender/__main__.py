@@ -46,6 +46,7 @@ def serve(announcements: LineReader, events: LineWriter) -> int:
     The first line names the store. It is opened at once, so that the first run need not wait for the tables.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainer = os.getppid()
     lines = _first_lines(announcements)
     if not lines:
         return 0
@@ -58,6 +59,9 @@ def serve(announcements: LineReader, events: LineWriter) -> int:
         active = {path: follower for path, follower in active.items() if not follower.advance()}
         events.flush()
         if not announcements.open and active:
+            if os.getppid() != trainer:  # gone for certain, even if its number has been given to another process
+                for follower in active.values():
+                    follower.orphaned = True
             time.sleep(POLL)
         lines = announcements.read(POLL)
     return 0

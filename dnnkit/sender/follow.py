@@ -42,6 +42,7 @@ class Follower:
         self._log = _run_logger(run_dir)
         self._mark = Mark.read(run_dir, strip_credentials(store.uri))
         self._tail = Tail(run_dir, self._mark)
+        self.orphaned = False  # whether the process that announced the run is known to be gone
         self._opened = False
         self._failures = self._failures_after_the_end = 0
         self._not_before = 0.0
@@ -66,7 +67,7 @@ class Follower:
             handler.close()
 
     def _advance(self) -> bool:
-        self.record = _settled(self.run_dir)  # before the journals: one that has ended has written them all
+        self.record = _settled(self.run_dir, self.orphaned)  # before the journals: one that has ended has written them all
         run_id = self._open()
         self._send_rows(run_id)
         if self.record.status == "RUNNING":
@@ -207,10 +208,10 @@ class Follower:
         self._emit({"event": event, "run": str(self.run_dir), **facts})
 
 
-def _settled(run_dir: Path) -> RunRecord:
+def _settled(run_dir: Path, orphaned: bool) -> RunRecord:
     """`run.json`, after marking a run as killed whose process is gone without having said how it ended."""
     record = RunRecord.read(run_dir)
-    if record.status == "RUNNING" and record.process_is_gone():
+    if record.status == "RUNNING" and (orphaned or record.process_is_gone()):
         record = RunRecord.read(run_dir)  # it may have ended properly between the two looks
         if record.status == "RUNNING":
             record = record.ended_as("KILLED", "killed", None)

@@ -61,10 +61,11 @@ def fit_and_test(
     """
     stop = StopOnSignal()
     best = _best(cfg, folder)
-    trainer = _trainer(cfg, settings, device, folder, [best, KeepState(_state(cfg, data)), Clock(folder.journal), Bar(console), stop])
     last = folder.path / "checkpoints" / "last.ckpt"
     train = Batches(*_as(data.train, settings), cfg.values["data"]["batch_size"], cfg.values["seed"]).to(device)
     with _quiet():
+        callbacks = [best, KeepState(_state(cfg, data)), Clock(folder.journal), Bar(console), stop]
+        trainer = _trainer(cfg, settings, device, folder, callbacks)
         start = _probe(module, data, folder, 0)
         trainer.fit(module, train, evaluation_batches(*_as(data.validation, settings)).to(device))
         trainer.save_checkpoint(last)
