@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,3 +51,17 @@ def registries() -> Iterator[None]:
     for group, registry in REGISTRIES.items():
         registry._components.clear()
         registry._components.update(before[group])
+
+
+@pytest.fixture
+def presets(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
+    """Writes a folder of presets for --config-dir: `presets({"experiment/mine.yaml": "name: mine"})`."""
+
+    def write(files: dict[str, str]) -> Path:
+        for name, text in files.items():
+            path = tmp_path / "presets" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return tmp_path / "presets"
+
+    return write

@@ -227,4 +227,4 @@ def test_the_built_in_components_arrive_first_and_by_an_entry_point(install: Ins
     assert plugins.load()[0].package == "dnnkit"
     own = [entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.value == "dnnkit_plugins"]
     assert len(own) == 1
-    assert isinstance(own[0], EntryPoint)
+    assert own[0].dist is not None

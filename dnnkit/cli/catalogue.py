@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnkit import plugins
-from dnnkit.config.loader import Loader, sweep_files
+from dnnkit.config.loader import Loader, shipped, sweep_files
 from dnnkit.config.sections import GROUPS
 from dnnkit.errors import ConfigError, Problem, nearest
 from dnnkit.registry import KINDS, REGISTRIES, Component
@@ -39,7 +39,9 @@ def choices(group: str, loader: Loader | None = None) -> list[dict[str, str]]:
         switches = [_row(name, _SWITCHES.get((group, name), "nothing"), "dnnkit") for name in KINDS[group].switches]
         return switches + named + _files(group, loader)
     if group == "sweeps":
-        return [_row(name, _headline(path), str(path)) for name, path in sweep_files().items()]
+        return [
+            _row(name, _headline(path), "dnnkit" if path.parent == shipped("sweeps") else str(path)) for name, path in sweep_files().items()
+        ]
     return _files(group, loader)
 
 

@@ -29,8 +29,13 @@ def list_choices(words: list[str]) -> int:
         return 0
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        print(f"{row['name']:<{width}}  {row['summary']}".rstrip())
+        print(f"{row['name']:<{width}}  {row['summary']}{_foreign(row.get('origin', 'dnnkit'))}".rstrip())
     return 0
+
+
+def _foreign(origin: str) -> str:
+    """Where a choice comes from, if not from dnnkit itself."""
+    return "" if origin.split()[0] == "dnnkit" else f" [{origin}]"
 
 
 def describe(words: list[str]) -> int:
