@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest

@@ -14,6 +14,7 @@ from torch import Tensor
 from dnnkit.errors import DataError
 
 _MASK = (1 << 64) - 1
+_GATHERED_BYTES = 4 << 20
 _ORDER, _MINIBATCH = 1, 2  # one stream of seeds per purpose: the order of an epoch never shares one with a minibatch
 
 
@@ -118,13 +119,16 @@ class Batches:
             else:
                 yield self.x[span], self.y[span]
 
-    def minibatches(self, indices: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The minibatches at `indices`, a whole number of them but for a ragged last: pairs of x `(batch, *shape)` and y `(batch, ...)`."""
-        if self._aligned:
-            xs = torch.split(self.x.index_select(0, indices), self.batch_size)
-        else:
-            xs = tuple(self.x.index_select(0, part) for part in torch.split(indices, self.batch_size))
-        return list(zip(xs, torch.split(self.y.index_select(0, indices), self.batch_size), strict=True))
+    def minibatches(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The minibatches at `indices`, a whole number of them but for a ragged last: pairs of x `(batch, *shape)` and y `(batch, ...)`.
+
+        They are gathered a few at a time: a block that comes and goes is cheap only while it fits into what the allocator
+        keeps, and a chunk of large minibatches would be fresh pages of memory each time.
+        """
+        together = max(1, _GATHERED_BYTES // (self.x[0].numel() * self.x.element_size() * self.batch_size)) if self._aligned else 1
+        for block in torch.split(indices, together * self.batch_size):
+            xs = torch.split(self.x.index_select(0, block), self.batch_size)
+            yield from zip(xs, torch.split(self.y.index_select(0, block), self.batch_size), strict=True)
 
     @property
     def _aligned(self) -> bool:

@@ -137,7 +137,7 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
         source, module, convert = self._source, self._module, self.trainer.precision_plugin.convert_input
         minibatches = source.minibatches(indices)
         if any(convert(part[:0]).dtype != part.dtype for part in (source.x, source.y)):
-            minibatches = convert(minibatches)
+            minibatches = map(convert, minibatches)
         name, module._current_fx_name = module._current_fx_name, "training_step"
         outcome = run_chunk(module, self._schedule, execute, chunk, minibatches, number)
         module._current_fx_name = name
