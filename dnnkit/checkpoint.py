@@ -20,7 +20,7 @@ import torch
 from pytorch_lightning.plugins import CheckpointIO
 from torch import Tensor, nn
 
-from dnnkit.disk import disk, sync_folder
+from dnnkit.disk import disk, replacing
 from dnnkit.errors import CheckpointError
 
 STATE_KEY = "dnnkit"
@@ -88,25 +88,16 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def save(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes a hidden neighbour of `path`, syncs it to the disk and renames it.
+    """Writes `checkpoint` to `path`, whole or not at all.
 
     Whatever happens, `path` is afterwards the old file or the new one. Raises DiskError (full disk, no permission),
     CheckpointError for an address that is no local file.
     """
     final = _local(path)
-    neighbour = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     with disk(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(neighbour, "wb") as file:
-                _write(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(neighbour, final)
-            sync_folder(final.parent)
-        except BaseException:
-            neighbour.unlink(missing_ok=True)
-            raise
+    with replacing(final) as file:
+        _write(checkpoint, file)
 
 
 def load(path: str | os.PathLike[str], map_location: Any | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dnnkit.errors import DiskError
 
@@ -36,16 +36,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data`: a reader sees the old bytes or the new ones, never a mixture.
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in the place of `path`: a reader sees the old bytes or the new ones, never a mixture.
 
-    Writes a hidden neighbour, syncs it, renames it. Raises DiskError, leaving no neighbour behind.
+    It is a hidden neighbour, synced and renamed at the end of the block. Raises DiskError; whatever goes wrong inside,
+    `path` is as it was and no neighbour is left behind.
     """
     neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk(path):
         try:
             with open(neighbour, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(neighbour, path)
@@ -53,6 +55,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         except BaseException:
             neighbour.unlink(missing_ok=True)
             raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data`, whole or not at all. Raises DiskError."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Two workers share the machine, and sums depend on the number of threads. Read when torch and matplotlib are imported.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -65,3 +69,19 @@ def presets(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
         return tmp_path / "presets"
 
     return write
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is drawn, kept for inspection."""
+    from dnnkit.record import figures
+
+    kept: list[Figure] = []
+    make: Callable[..., Figure] = figures._figure
+
+    def keep(*size: float) -> Figure:
+        kept.append(make(*size))
+        return kept[-1]
+
+    monkeypatch.setattr(figures, "_figure", keep)
+    return kept

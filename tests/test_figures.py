@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from dnnkit.record import Journal, figures
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is drawn, kept for inspection."""
-    kept: list[Figure] = []
-    make: Callable[..., Figure] = figures._figure
-
-    def keep(*size: float) -> Figure:
-        kept.append(make(*size))
-        return kept[-1]
-
-    monkeypatch.setattr(figures, "_figure", keep)
-    return kept
 
 
 def journalled(folder: Path, rows: list[tuple[int, dict[str, float]]]) -> Path:

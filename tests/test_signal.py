@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +14,6 @@ from matplotlib.image import imread
 from dnnkit.diagnostics import LayerSignal
 from dnnkit.record import figures
 from dnnkit.record.signal import write_signal
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is drawn, kept for inspection."""
-    kept: list[Figure] = []
-    make: Callable[..., Figure] = figures._figure
-
-    def keep(*size: float) -> Figure:
-        kept.append(make(*size))
-        return kept[-1]
-
-    monkeypatch.setattr(figures, "_figure", keep)
-    return kept
 
 
 def signal(layer: str, second_moment: float, delta_norm: float) -> LayerSignal:
