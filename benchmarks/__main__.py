@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from benchmarks.contenders import CONTENDERS
 from benchmarks.driver import ROOT, Finish, Sample, play_round
-from benchmarks.jobs import SYNTHETIC, Job
+from benchmarks.jobs import SYNTHETIC, Job, write_bench_images
 from benchmarks.results import Results, describe_machine, markdown, put_between_markers, table
 
 DOCUMENT, FIGURE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.png", ROOT / "benchmarks" / "results.json"
@@ -47,12 +48,16 @@ def measure(
     """All rounds of all batch sizes; a round has one warm-up epoch more than `epochs`."""
     samples: list[Sample] = []
     finishes: list[Finish] = []
-    for number in range(rounds):
-        for batch_size in batch_sizes:
-            jobs = [Job(name, data, batch_size, epochs + 1) for name in contenders]
-            measured, finished = play_round(jobs, number, told)
-            samples += measured
-            finishes += finished
+    with tempfile.TemporaryDirectory(prefix="bench-images-") as folder:
+        path = Path(folder, "images.npz")
+        if data == SYNTHETIC:
+            write_bench_images(path)
+        for number in range(rounds):
+            for batch_size in batch_sizes:
+                jobs = [Job(name, data, batch_size, epochs + 1, path=str(path)) for name in contenders]
+                measured, finished = play_round(jobs, number, told)
+                samples += measured
+                finishes += finished
     return Results(describe_machine(), _DATA[data], rounds, epochs, samples, finishes)
 
 

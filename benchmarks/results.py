@@ -20,7 +20,7 @@ from benchmarks.driver import Finish, Sample
 
 BEGIN, END = "<!-- bench: begin, written by python -m benchmarks --write -->", "<!-- bench: end -->"
 _PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "mlflow")
-_HEADINGS = ("batch", "", "CPU s", "÷ floor (range)", "fastest", "children", "val acc")
+_HEADINGS = ("batch", "", "CPU s", "÷ floor (range)", "fastest", "children", "wall s", "val acc")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Results:
             f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})" if ratios else "–",
             f"{fastest:.2f}" if fastest is not None else "–",
             f"{median(children):.2f}" if children else "–",
+            f"{median(sample.wall_s for sample in samples):.2f}",
             f"{accuracy:.4f}",
         )
 

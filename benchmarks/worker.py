@@ -13,9 +13,8 @@ import sys
 import torch
 
 from benchmarks.contenders import contender
-from benchmarks.jobs import SYNTHETIC, Job, bench_images
+from benchmarks.jobs import Job
 from benchmarks.meter import Meter, Reading
-from dnnkit.registry import data_sources
 
 
 def main() -> None:
@@ -27,8 +26,6 @@ def main() -> None:
             raise SystemExit("whoever started this benchmark is gone")
 
     torch.set_num_threads(1)
-    # Here, not at import: only a benchmark's own processes know this data set.
-    data_sources.register(SYNTHETIC)(bench_images)
     facts = contender(job.contender)(job, Meter(turn).boundary)
     print(json.dumps({"facts": facts}), file=report)
 

@@ -34,7 +34,10 @@ class RunState:
 
     `config`: the resolved config, plain values; `digest`: its SHA-256; `inputs`: shape of one example; `outputs`: number of
     logits or values; `classes`: their names, or None; `mean`, `std`: the training statistics that inputs are standardised
-    with, broadcastable to a batch; `seed`: the run's seed; `version`: of dnnkit.
+    with, broadcastable to a batch; `seed`: the run's seed; `version`: of dnnkit; `task`: what was learnt.
+    `fill`: what takes the place of a missing value, or None; `target_mean`, `target_std`: of the values of a regression or
+    reconstruction, None for classes; `columns`, `targets`: names of the features and of the values, where they have names;
+    `encoding`: how raw rows of a table became x, or None.
     """
 
     config: dict[str, Any]
@@ -46,11 +49,19 @@ class RunState:
     std: Tensor
     seed: int
     version: str
+    task: str = "classification"
+    fill: Tensor | None = None
+    target_mean: Tensor | None = None
+    target_std: Tensor | None = None
+    columns: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    encoding: dict[str, Any] | None = None
     format: int = field(default=FORMAT)
 
     def as_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, loadable with `weights_only=True`: `checkpoint["dnnkit"] = state.as_dict()`."""
-        return {**asdict(self), "mean": self.mean.detach().cpu(), "std": self.std.detach().cpu()}
+        held = asdict(self)
+        return {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in held.items()}
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any], path: Path) -> Self:

@@ -131,6 +131,19 @@ class Interrupted(DnnkitError):
         return type(self), (self.signal, self.cause, self.cure)
 
 
+class RankError(DnnkitError):
+    """One of several devices' processes died, never came, or was about to train something else."""
+
+    code = "rank"
+
+    def __init__(self, cause: str, cure: str = "", exit_code: int = 1) -> None:
+        super().__init__(cause, cure)
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type[RankError], tuple[str, str, int]]:
+        return type(self), (self.cause, self.cure, self.exit_code)
+
+
 class SweepError(DnnkitError):
     """Some jobs of a sweep failed; the others finished."""
 

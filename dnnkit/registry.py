@@ -49,7 +49,7 @@ KINDS: Mapping[str, Kind] = types.MappingProxyType(
     {
         kind.group: kind
         for kind in (
-            Kind("data_source", "data", ("root",)),
+            Kind("data_source", "data", ("root",), offered=("task",)),
             Kind("augmentation", "augmentation", ("x", "generator"), switches=("none",)),
             Kind("model", "model", ("inputs", "outputs", "parts")),
             Kind("activation", "activation"),

@@ -31,7 +31,13 @@ Share = Annotated[float, Interval(gt=0, le=1)]
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Settings of every data source."""
+    """Settings of every data source.
+
+    `batch_size`: examples in a minibatch, over all devices together. `standardize_target`: of a regression, whose metrics
+    keep the target's own units. `loader`: `resident` keeps all examples on the device, `stream` standardises and moves them
+    minibatch by minibatch; `auto` streams what would take more than `memory_share` of the free memory. `workers` processes
+    prepare minibatches of a stream ahead; 0 prepares them as they are needed.
+    """
 
     batch_size: Count = 32
     root: str | None = None
@@ -39,6 +45,10 @@ class DataSettings:
     test_size: Count | Fraction = 0.2
     split: Literal["stratified", "random", "tail"] = "stratified"
     standardize: Literal["auto", "channel", "feature", "none"] = "auto"
+    standardize_target: bool = True
+    loader: Literal["auto", "resident", "stream"] = "auto"
+    memory_share: Share = 0.5
+    workers: Annotated[int, Ge(0)] = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,16 @@ class NormalizationSettings:
 #: Settings that belong to a kind: declared once, added to every node of it, third parties' too.
 _KIND_SETTINGS = {"data": DataSettings, "model": ModelSettings, "normalization": NormalizationSettings}
 KIND_SETTINGS: Mapping[str, type] = types.MappingProxyType(_KIND_SETTINGS)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a type cannot say, as metadata beside it: `Annotated[list[Any], Check(problems)]`.
+
+    `problems` maps a value of that type and its config path to everything wrong with it.
+    """
+
+    problems: Callable[[Any, str], list[Problem]]
 
 
 class Settings:
@@ -109,6 +129,8 @@ class Settings:
                 valid[name] = self._adapters[name].validate_json(json.dumps(value), strict=True)
             except (ValidationError, ValueError, TypeError):
                 problems.append(_invalid(_path(where, name), self.annotation(name), value))
+            else:
+                problems += _checked(_path(where, name), self.annotation(name), valid[name])
         return valid, problems
 
     def json_schema(self) -> dict[str, Any]:
@@ -136,6 +158,11 @@ def _unknown(where: str, names: Sequence[str]) -> str:
     return f"unknown setting; {where} has: {known}" if where else f"unknown key; there are: {known}"
 
 
+def _checked(where: str, annotation: Any, value: Any) -> list[Problem]:
+    checks = annotation.__metadata__ if typing.get_origin(annotation) is Annotated else ()
+    return [problem for check in checks if isinstance(check, Check) for problem in check.problems(value, where)]
+
+
 def _invalid(where: str, annotation: Any, value: Any) -> Problem:
     close = nearest(value, [str(choice) for choice in _choices(annotation)]) if isinstance(value, str) else ()
     return Problem(where, f"must be {words(annotation)}, got {value!r}", close)
@@ -155,7 +182,7 @@ _WORDS: Mapping[Any, str] = {
     type(None): "null",
     None: "null",
 }
-_PLURALS: Mapping[Any, str] = {int: "integers", float: "finite numbers", str: "texts", bool: "truth values"}
+_PLURALS: Mapping[Any, str] = {Any: "values", int: "integers", float: "finite numbers", str: "texts", bool: "truth values"}
 _SIGNS: Mapping[str, str] = {
     "gt": "greater than {}",
     "ge": "at least {}",

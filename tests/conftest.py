@@ -25,6 +25,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variables that steer a run's record and messages are unset, here and in the processes that a test starts."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DNNKIT_DEBUG", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DNNKIT_MIRRORS", "")  # nothing is downloaded
 
 
 @pytest.fixture
@@ -48,8 +49,10 @@ def data_root() -> Path:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """Components that a test registers, replaces or removes are as before after it."""
+    from dnnkit import plugins
     from dnnkit.registry import REGISTRIES
 
+    plugins.load()  # which happens once: what it would register inside a test would be forgotten after it
     before = {group: dict(registry._components) for group, registry in REGISTRIES.items()}
     yield
     for group, registry in REGISTRIES.items():

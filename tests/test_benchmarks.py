@@ -17,7 +17,7 @@ from dnnkit import plugins
 from dnnkit.registry import REGISTRIES
 
 EPOCHS, BATCH = 6, 32
-CONTENDERS = ("floor", "ours", "template")
+CONTENDERS = ("floor", "ours", "streamed", "ranks", "template")
 
 
 @pytest.fixture(scope="module")

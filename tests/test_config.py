@@ -18,7 +18,7 @@ from dnnkit.config.loader import shipped
 from dnnkit.config.sections import GROUPS, top_level
 from dnnkit.errors import ConfigError, Problem
 from dnnkit.registry import KINDS, REGISTRIES
-from dnnkit.schema import kind_settings, node
+from dnnkit.schema import MISSING, kind_settings, node
 
 COMPOSER = Composer()
 EXPERIMENTS = COMPOSER.loader.options("experiment")
@@ -50,9 +50,11 @@ def test_the_default_config_is_the_promised_one() -> None:
 def test_every_choice_composes_on_top_of_every_experiment(experiment: str) -> None:
     for row in range(max(Counter(group for group, _ in CHOICES).values())):
         chosen = {group: names[row % len(names)] for group in GROUPS if (names := [name for known, name in CHOICES if known == group])}
-        values = COMPOSER.one([f"+experiment={experiment}", *(f"{group}={name}" for group, name in chosen.items())]).values
+        given = [f"{group}.{key}=given" for group, name in chosen.items() for key, value in node(group, name).items() if value == MISSING]
+        values = COMPOSER.one([f"+experiment={experiment}", *(f"{group}={name}" for group, name in chosen.items()), *given]).values
         for group, name in chosen.items():
-            own = {key: value for key, value in node(group, name).items() if key not in kind_settings(group)}
+            shared = {*kind_settings(group).names(), *KINDS[group].required}
+            own = {key: "given" if value == MISSING else value for key, value in node(group, name).items() if key not in shared}
             assert {key: values[group][key] for key in own} == own, (group, name)
 
 
@@ -154,7 +156,7 @@ MISTAKES = [
     ("activation.negative_slope=0.1", ["activation=selu has no setting 'negative_slope'"], "activation=leaky_relu"),
     ("+experiment=selu_mnits", ["no experiment called 'selu_mnits'", "bn_elu_fashion"], "selu_mnist"),
     ("experiment=selu_mnist", ["added with a plus sign"], "+experiment=selu_mnist"),
-    ("trainer=gppu", ["no trainer called 'gppu'", "auto, cpu, gpu"], "gpu"),
+    ("trainer=gppu", ["no trainer called 'gppu'", "auto, cpu, ddp, ddp_cpu, gpu"], "gpu"),
     ("+expermnt=mine", ["no key 'expermnt'"], "+experiment=mine"),
     ("+optimizer.lrr=1", ["unknown setting", "lr, momentum"], "lr"),
     ("+foo.bar=1", ["no key 'foo'", "activation"], ""),
@@ -182,7 +184,7 @@ MISTAKES = [
     ("seed=12345678901234567890", ["12345678901234567890", "at most 4294967295"], ""),
     ("data.val_size=0", ["got 0", "an integer at least 1 or a finite number greater than 0 and less than 1"], ""),
     ("data.val_size=1.0", ["got 1.0", "less than 1"], ""),
-    ("trainer.devices=2", ["must be 1 for trainer=auto", "got 2"], ""),
+    ("trainer.devices=2", ["must be 1 for trainer=auto", "got 2"], "trainer=ddp_cpu"),
     ("metrics=[ac]", ["no metric is called 'ac'"], "acc"),
     ("checkpoint.monitor=val/lss", ["'val/lss'", "val/loss"], "val/loss"),
     ("name=''", ["''", "at least 1 long"], ""),

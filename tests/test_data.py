@@ -155,8 +155,8 @@ def test_feature_statistics_are_those_of_the_training_rows_and_the_population() 
     data = prepared(wine(), split="tail", val_size=20, test_size=30)
     x = load_wine().data
     oracle = StandardScaler().fit(x[:-50])
-    np.testing.assert_allclose(data.mean, oracle.mean_, rtol=1e-13)
-    np.testing.assert_allclose(data.std, oracle.scale_, rtol=1e-12)
+    np.testing.assert_allclose(data.scaling.mean, oracle.mean_, rtol=1e-13)
+    np.testing.assert_allclose(data.scaling.std, oracle.scale_, rtol=1e-12)
     for part, rows in ((data.train, x[:-50]), (data.validation, x[-50:-30]), (data.test, x[-30:])):
         assert part.x.dtype == torch.float32
         np.testing.assert_allclose(part.x, oracle.transform(rows), rtol=1e-6, atol=1e-6)
@@ -169,9 +169,9 @@ def test_images_have_one_mean_and_deviation_per_channel_over_all_training_pixels
     data = prepared(source, split="tail", val_size=10, test_size=10)
     train = raw[:40].astype(np.float64)
     mean, std = train.mean((0, 2, 3)), train.std((0, 2, 3))
-    assert data.mean.shape == (3, 1, 1)
-    np.testing.assert_allclose(data.mean.flatten(), mean, rtol=1e-13)
-    np.testing.assert_allclose(data.std.flatten(), std, rtol=1e-13)
+    assert data.scaling.mean.shape == (3, 1, 1)
+    np.testing.assert_allclose(data.scaling.mean.flatten(), mean, rtol=1e-13)
+    np.testing.assert_allclose(data.scaling.std.flatten(), std, rtol=1e-13)
     np.testing.assert_allclose(data.test.x, (raw[50:] - mean[:, None, None]) / std[:, None, None], rtol=1e-6, atol=1e-6)
 
 
@@ -179,14 +179,14 @@ def test_validation_and_test_rows_have_no_part_in_the_statistics() -> None:
     changed = wine()
     changed.train.x[-50:] *= 1000
     before, after = (prepared(source, split="tail", val_size=20, test_size=30) for source in (wine(), changed))
-    assert torch.equal(before.mean, after.mean)
+    assert torch.equal(before.scaling.mean, after.scaling.mean)
     assert torch.equal(before.train.x, after.train.x)
 
 
 def test_auto_means_channel_for_images_and_feature_for_tables() -> None:
     assert prepared(digits()).card["standardize"] == "channel"
     assert prepared(wine()).card["standardize"] == "feature"
-    assert prepared(digits(), standardize="feature").mean.shape == (1, 8, 8)
+    assert prepared(digits(), standardize="feature").scaling.mean.shape == (1, 8, 8)
 
 
 def test_none_leaves_the_values_alone() -> None:
@@ -214,7 +214,7 @@ def test_a_small_spread_on_a_large_offset_keeps_its_digits() -> None:
     x = 1e8 + np.random.default_rng(0).normal(size=(400, 1))
     source = Source(Examples(torch.from_numpy(x), torch.zeros(400, dtype=torch.int64)), None)
     data = prepared(source, split="tail", val_size=50, test_size=50)
-    np.testing.assert_allclose(data.std, x[:300].std(0), rtol=1e-9)
+    np.testing.assert_allclose(data.scaling.std, x[:300].std(0), rtol=1e-9)
     assert abs(float(data.train.x.double().std(correction=0)) - 1) < 1e-6
 
 
@@ -222,8 +222,8 @@ def test_statistics_do_not_depend_on_how_the_rows_are_cut_into_pieces(monkeypatc
     whole = prepared(wine())
     monkeypatch.setattr(sys.modules["dnnkit.data.preparation"], "_CHUNK", 40)
     pieces = prepared(wine())
-    torch.testing.assert_close(pieces.mean, whole.mean, rtol=1e-13, atol=0)
-    torch.testing.assert_close(pieces.std, whole.std, rtol=1e-13, atol=0)
+    torch.testing.assert_close(pieces.scaling.mean, whole.scaling.mean, rtol=1e-13, atol=0)
+    torch.testing.assert_close(pieces.scaling.std, whole.scaling.std, rtol=1e-13, atol=0)
     torch.testing.assert_close(pieces.train.x, whole.train.x, rtol=1e-6, atol=1e-6)
 
 
@@ -240,14 +240,14 @@ ROWS = torch.zeros(10, dtype=torch.int64)
 BROKEN = {
     "fewer labels than rows": (Examples(torch.rand(10, 2), ROWS[:9]), "must be x of shape"),
     "no features": (Examples(torch.rand(10), ROWS), "must be x of shape"),
-    "labels as a matrix": (Examples(torch.rand(10, 2), ROWS.unsqueeze(1)), "must be x of shape"),
+    "labels as a matrix": (Examples(torch.rand(10, 2), ROWS.unsqueeze(1)), "y of integers .n,. for classes"),
     "no rows": (Examples(torch.rand(0, 2), ROWS[:0]), "at least one row"),
     "examples of no values": (Examples(torch.rand(10, 0), ROWS), "at least one row"),
     "a nan": (Examples(torch.tensor([[1.0], [2.0], [float("nan")]]), ROWS[:3]), "1 of 3 rows hold others, the first is row 2"),
     "an infinity": (Examples(torch.tensor([[1.0], [float("-inf")], [3.0]]), ROWS[:3]), "the first is row 1"),
     "a value too large for float32": (Examples(torch.tensor([[1.0], [1e39]], dtype=torch.float64), ROWS[:2]), "the first is row 1"),
-    "complex values": (Examples(torch.rand(10, 2, dtype=torch.complex64), ROWS), "real x and integer y"),
-    "fractional labels": (Examples(torch.rand(10, 2), ROWS.float()), "real x and integer y"),
+    "complex values": (Examples(torch.rand(10, 2, dtype=torch.complex64), ROWS), "real x, and y of integers"),
+    "fractional labels": (Examples(torch.rand(10, 2), ROWS.float()), "names 2 classes, but its targets are values"),
     "a negative label": (Examples(torch.rand(10, 2), ROWS - 1), "at least 0.*got -1 in row 0"),
     "a label beyond the classes": (Examples(torch.rand(10, 2), ROWS + 2), "less than 2, the number of classes, got 2 in row 0"),
 }
@@ -314,7 +314,7 @@ def test_the_real_images_have_the_known_sizes_balance_and_statistics(name: str, 
     assert source.train.x.shape == (60000, 1, 28, 28)
     assert source.train.x.dtype == torch.uint8
     data = prepare(name, replace(source, validation=source.test), **DEFAULTS)
-    assert (round(float(data.mean) / 255, 4), round(float(data.std) / 255, 4)) == pixels
+    assert (round(float(data.scaling.mean) / 255, 4), round(float(data.scaling.std) / 255, 4)) == pixels
     mnist_test = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert data.card["class_balance"]["test"] == (mnist_test if name == "mnist" else [1000] * 10)
     assert abs(float(data.train.x.mean())) < 1e-4

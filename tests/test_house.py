@@ -164,8 +164,6 @@ def test_component_files_do_not_reach_outside():
 
 @pytest.mark.parametrize("room", ["training", "worker"])
 def test_importing_what_trains_does_not_import_mlflow(room):
-    if not list((ROOT / "dnnkit").glob(f"{room}*/__init__.py")) + list((ROOT / "dnnkit").glob(f"{room}.py")):
-        pytest.skip(f"there is no dnnkit.{room} yet")
     code = f"import sys, dnnkit.{room}; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 

@@ -17,7 +17,8 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMon
 from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor, nn
 
-from dnnkit.data.resident import Batches, evaluation_batches
+from dnnkit.data.loaders import evaluation_batches
+from dnnkit.data.resident import Batches
 from dnnkit.errors import ConfigError, DivergedError
 from dnnkit.loop import ChunkedEpochLoop, use_chunks
 from dnnkit.loop.chunk import Chunk, chunk_of, minibatches_until, until_multiple

@@ -13,7 +13,8 @@ from pytorch_lightning.loggers.logger import Logger
 from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor, nn
 
-from dnnkit.data.resident import Batches, epoch_order, evaluation_batches
+from dnnkit.data.loaders import evaluation_batches
+from dnnkit.data.resident import Batches, epoch_order
 from dnnkit.errors import ConfigError, DivergedError
 from dnnkit.loop import use_chunks
 from dnnkit.module import Module, Recipe, ScheduleLR, Task
@@ -354,3 +355,17 @@ def test_putting_a_step_leaves_the_schedule_where_it_is_and_seeking_moves_it() -
     assert schedule.get_last_lr() == stepped.get_last_lr()
     stepped.load_state_dict({"last_epoch": 7})
     assert stepped.rate == 1 - 7 / 10
+
+
+@LOOPS
+def test_a_metric_that_is_not_defined_stays_out_of_the_journal_and_is_told_of_once(
+    size: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def undefined(prediction: Tensor, target: Tensor) -> Tensor:
+        return torch.tensor(math.nan)
+
+    module, memory = fit(linear(), Recipe(standing, constant), size, log_every=2, task=Task(TASK.loss, {"never": undefined}))
+    assert {key for key, _ in memory.lines} == {"train/loss", "val/loss", "lr", "grad_norm"}
+    assert math.isnan(module.trainer.callback_metrics["val/never"])
+    told = [record.getMessage() for record in caplog.records if record.name == "dnnkit" and "is not defined here" in record.getMessage()]
+    assert sorted(message.split()[0] for message in told) == ["train/never", "val/never"], "once, not at each of the three flushes"

@@ -11,7 +11,16 @@ from torch import nn
 from dnnkit import plugins
 from dnnkit.config import Composer
 from dnnkit.errors import PluginError
-from dnnkit.network import FALLBACK_INITIALIZER, build_network, chosen_initializers, initializers
+from dnnkit.network import (
+    FALLBACK_INITIALIZER,
+    Parts,
+    build_network,
+    chosen_initializers,
+    initializer_for,
+    initializers,
+    make_part,
+    remarks,
+)
 from dnnkit.registry import REGISTRIES
 
 plugins.load()
@@ -174,3 +183,43 @@ def test_a_component_that_does_not_return_a_module_is_named_with_its_origin(regi
     values = {**COMPOSER.one([]).values, "activation": {"name": "three"}}
     with pytest.raises(PluginError, match=r"activation=three \(.*\) has to return an nn.Module, it returned int"):
         build_network(values, (4,), 2, 0)
+
+
+def test_auto_is_a_question_of_the_activation_and_glorot_where_there_is_none_to_ask() -> None:
+    auto = {"name": "auto"}
+    assert [initializer_for(auto, name).name for name in ("relu", "selu", None, "softmax")] == [
+        *("he_normal", "lecun_normal", "glorot_uniform", "glorot_uniform")
+    ]
+    assert initializer_for({"name": "he_uniform"}, "selu").name == "he_uniform"
+
+
+def test_the_settings_of_a_named_initializer_count() -> None:
+    node = {"name": "variance_scaling", "scale": 2.0, "mode": "fan_avg", "distribution": "uniform"}
+    weight = initializer_for(node, None).fill(torch.empty(600, 200))
+    assert weight.abs().max().item() == pytest.approx((12 / 800) ** 0.5, rel=1e-3)  # r = √(12 / (in + out))
+
+
+def test_a_part_is_told_of_its_layer_only_what_it_asks_for(registries: None) -> None:
+    def curious(features: int, layer: str) -> nn.Module:
+        return nn.Identity() if (features, layer) == (3, "conv") else nn.Tanh()
+
+    REGISTRIES["normalization"].register("curious")(curious)
+    REGISTRIES["normalization"].register("plain")(lambda features: nn.ReLU())
+    assert isinstance(make_part("normalization", {"name": "curious"}, 3, layer="conv"), nn.Identity)
+    assert isinstance(make_part("normalization", {"name": "plain"}, 3, layer="conv"), nn.ReLU)
+
+
+def test_a_convolution_is_named_numbered_and_given_its_parts_as_a_dense_layer_is() -> None:
+    parts = Parts(COMPOSER.one([*BN, "activation=relu", "dropout=dropout"]).values)
+    layers = parts.conv(3, 2, 5, kernel=3, size=(8, 9))
+    assert list(layers) == ["03_conv", "03_batch_norm", "03_relu", "03_dropout"]
+    assert nn.Sequential(*layers.values())(torch.zeros(4, 2, 8, 9)).shape == (4, 5, 8, 9)
+    assert isinstance(layers["03_batch_norm"], nn.BatchNorm2d)
+    assert list(parts.conv(0, 2, 5, kernel=2, size=(8, 9)))[:2] == ["00_pad", "00_conv"]
+
+
+def test_what_a_model_remarks_of_a_layer_is_found_by_its_name() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Identity())
+    net[1].__dict__["remark"] = "it does nothing"
+    assert remarks(net) == {"1": "it does nothing"}
+    assert net.state_dict().keys() == {"0.weight", "0.bias"}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnnkit.data.resident import Batches, default_generator, epoch_order, evaluation_batches, minibatch_seed, splitmix64
+from dnnkit.data.loaders import evaluation_batches
+from dnnkit.data.resident import Batches, default_generator, epoch_order, minibatch_seed, splitmix64
 from dnnkit.errors import DataError
 
 

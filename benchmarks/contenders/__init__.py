@@ -14,6 +14,8 @@ from benchmarks.jobs import Boundary, Facts, Job
 CONTENDERS = {
     "floor": "hand-written loop",
     "ours": "dnnkit",
+    "streamed": "dnnkit, streamed",
+    "ranks": "dnnkit, 2 processes",
     "template": "stock Lightning",
 }
 FLOOR = "floor"

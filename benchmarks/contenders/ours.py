@@ -13,10 +13,10 @@ from benchmarks.jobs import Boundary, Facts, Job
 from benchmarks.meter import EpochMeter
 
 
-def train(job: Job, boundary: Boundary) -> Facts:
+def train(job: Job, boundary: Boundary, *changes: str) -> Facts:
     meter = EpochMeter(boundary)
     with _metered(meter):
-        dnnkit.train(dnnkit.compose(job.overrides()))
+        dnnkit.train(dnnkit.compose([*job.overrides(), *changes]))
     return meter.facts
 
 

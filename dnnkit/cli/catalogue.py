@@ -10,12 +10,12 @@ from dnnkit.config.loader import Loader, shipped, sweep_files
 from dnnkit.config.sections import GROUPS
 from dnnkit.errors import ConfigError, Problem, nearest
 from dnnkit.registry import KINDS, REGISTRIES, Component
-from dnnkit.schema import kind_settings, words
+from dnnkit.schema import component_settings, kind_settings, words
 
 _SWITCHES = {
     ("initializer", "auto"): "what the activation pairs with",
-    ("loss", "auto"): "what the task wants: cross_entropy for classification",
-    ("metrics", "auto"): "what the task wants: acc for classification",
+    ("loss", "auto"): "what the task wants: cross_entropy for classification, mse for regression and reconstruction",
+    ("metrics", "auto"): "what the task wants: acc for classification, mse, mae and r2 for regression, mse for reconstruction",
 }
 
 
@@ -98,7 +98,7 @@ def page(found: dict[str, Any]) -> str:
     origin = found["origin"]
     parts = [f"{found['kind']}={found['name']}", found["doc"] or "(no description)"]
     if found["settings"]:
-        parts.append("settings:\n" + "\n".join(_setting_line(found["kind"], row) for row in found["settings"]))
+        parts.append("settings:\n" + "\n".join(_setting_line(found["kind"], found["name"], row) for row in found["settings"]))
     if found["common_settings"]:
         lines = [f"  {found['kind']}.{row['name']} = {_yaml(row['default'])}   {row['rule']}" for row in found["common_settings"]]
         parts.append(f"settings of every {KINDS[found['kind']].name}:\n" + "\n".join(lines))
@@ -108,12 +108,15 @@ def page(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _setting_line(group: str, row: dict[str, Any]) -> str:
-    rule = words(REGISTRY_TYPES[row["type"]]) if row["type"] in REGISTRY_TYPES else row["type"]
+def _setting_line(group: str, name: str, row: dict[str, Any]) -> str:
+    default = "has to be given" if row["required"] else f"= {_yaml(row['default'])}"
+    if row["type"] not in REGISTRY_TYPES:
+        # A type of several parts has bounds within them, which only the annotation itself still holds.
+        rule = words(component_settings(REGISTRIES[group].get(name)).annotation(row["name"]))
+        return f"  {group}.{row['name']} {default}   {rule}"
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multiple of", "min_length": "length ≥", "max_length": "length ≤"}
     bounds = ", ".join(f"{signs[bound]} {value}" for bound, value in row["bounds"].items())
-    default = "has to be given" if row["required"] else f"= {_yaml(row['default'])}"
-    return f"  {group}.{row['name']} {default}   {rule}{', ' + bounds if bounds else ''}"
+    return f"  {group}.{row['name']} {default}   {words(REGISTRY_TYPES[row['type']])}{', ' + bounds if bounds else ''}"
 
 
 REGISTRY_TYPES = {"float": float, "int": int, "bool": bool, "str": str}

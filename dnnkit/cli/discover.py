@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from textwrap import indent
 
 from dnnkit.errors import ConfigError, Problem
 
@@ -38,17 +39,50 @@ def _foreign(origin: str) -> str:
     return "" if origin.split()[0] == "dnnkit" else f" [{origin}]"
 
 
+_DESCRIBE = """\
+dnnkit describe GROUP NAME [--json]
+dnnkit describe data NAME [OVERRIDES] [--figure [FILE.png]] [--json]
+
+Formula, settings with bounds and defaults, source and origin of one choice.
+Of data also the card: kind, splits, classes or targets, constant and missing columns, fingerprint. Without overrides it
+follows the description where the data is on this machine; with any, such as data.path=my.csv data.target=price, it is
+all that is printed. --figure writes a sample of the training data, by default to NAME_sample.png."""
+
+
 def describe(words: list[str]) -> int:
     """Print all that is known of one choice: dnnkit describe GROUP NAME."""
     from dnnkit.cli.catalogue import page, record
 
     as_json, rest = _json_flag(words)
-    about = "Formula, settings with bounds and defaults, source and origin of one choice."
-    if asks_help(rest, f"dnnkit describe GROUP NAME [--json]\n\n{about}"):
+    if asks_help(rest, _DESCRIBE):
         return 0
+    if rest[:1] == ["data"] and len(rest) >= 2:
+        return _describe_data(rest[1], rest[2:], as_json)
     group, name = _one(rest, "describe GROUP NAME", most=2, least=2)
     found = record(group, name)
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else page(found))
+    return 0
+
+
+def _describe_data(name: str, words: list[str], as_json: bool) -> int:
+    """The page of a data source with its card where the data is there; with overrides or a figure, the card alone."""
+    from dnnkit.cli.card import card_if_there, card_text, figure_path, loaded_card
+    from dnnkit.cli.catalogue import page, record
+
+    found = record("data", name)
+    figure, overrides = figure_path(name, words)
+    if overrides or figure is not None:
+        card = loaded_card(name, overrides, figure)
+        print(json.dumps(card, indent=2, ensure_ascii=False) if as_json else card_text(card))
+        if figure is not None and not as_json:
+            print(f"\n  figure: {figure}")
+        return 0
+    there, reason = card_if_there(name)
+    if as_json:
+        print(json.dumps({**found, "card": there}, indent=2, ensure_ascii=False))
+        return 0
+    print(page(found), end="\n\n")
+    print(card_text(there) if there is not None else "no card:\n" + indent(reason, "  "))
     return 0
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dnnkit.cli.discover import asks_help, describe, list_choices, list_plugins
+from dnnkit.cli.finished import evaluate_run, predict_with, resume_run
 from dnnkit.errors import ConfigError, DnnkitError, Problem, SweepError, nearest
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ To see what there is:
   dnnkit describe activation selu    what a choice means: formula, settings, bounds, source
   dnnkit check OVERRIDES             say what is wrong with a config, and do nothing
   dnnkit plugins                     the installed plugin packages, and whether they loaded
+
+To go on from a run that you have; RUN is its folder, or the 8 letters at the end of the folder's name:
+  dnnkit evaluate RUN                measure its weights again, on its own data or on others
+  dnnkit predict RUN --input FILE --output FILE   classes and probabilities, or values, for new rows or arrays
+  dnnkit resume RUN trainer.max_epochs=40         more epochs, in the same folder and the same MLflow run
 
 Options:
   -m, --multirun       run a sweep over every value that is given with commas
@@ -116,6 +122,12 @@ def _options(words: Sequence[str]) -> Options:
 
 
 def _train(options: Options) -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from dnnkit.worker import joined_torchrun
+
+        code = joined_torchrun()
+        if code is not None:
+            return code
     from rich.console import Console
 
     from dnnkit.sweep import is_sweep
@@ -142,6 +154,9 @@ def _train(options: Options) -> int:
 def _sweep(options: Options, console: Console) -> int:
     from dnnkit.cli.report import sweep_table
     from dnnkit.sweep import check_sweep, run_sweep
+    from dnnkit.training.devices import check_no_torchrun
+
+    check_no_torchrun()
 
     if options.show_config:
         from dnnkit.config import Composer
@@ -186,4 +201,7 @@ SUBCOMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "describe": describe,
     "check": _check,
     "plugins": list_plugins,
+    "evaluate": evaluate_run,
+    "predict": predict_with,
+    "resume": resume_run,
 }

@@ -22,10 +22,11 @@ class Trainer:
 
     Counts are in minibatches or epochs as named; `limit_*_batches` and `val_check_interval` are a count of minibatches
     or a share of an epoch. `chunk_size` is the number of minibatches that are run between two looks at the clock; it
-    changes no number. `early_stopping` is the patience in validations, null to train to the end.
+    changes no number. `early_stopping` is the patience in validations, null to train to the end. `sync_batch_norm`: on
+    several devices, batch normalization over the whole minibatch instead of each device's share.
     """
 
-    name: Literal["auto", "cpu", "gpu"] = "auto"
+    name: Literal["auto", "cpu", "gpu", "ddp_cpu", "ddp"] = "auto"
     max_epochs: Count = 20
     devices: Count = 1
     precision: Literal[32, 64, "32", "64", "bf16"] = "32"
@@ -37,6 +38,7 @@ class Trainer:
     log_every_n_steps: Count = 50
     early_stopping: Count | None = None
     chunk_size: Count = 50
+    sync_batch_norm: bool = False
     progress_bar: bool = True
 
 
@@ -66,7 +68,7 @@ class Top:
 
     name: Name = "run"
     seed: Seed = 0
-    task: Literal["auto", "classification"] = "auto"
+    task: Literal["auto", "classification", "regression", "reconstruction"] = "auto"
     metrics: Literal["auto"] | list[str] = "auto"
 
 
@@ -75,6 +77,7 @@ SECTIONS: Mapping[str, type] = {"trainer": Trainer, "tracking": Tracking, "check
 #: Component groups that a config chooses from; the others have no place in a config yet.
 GROUPS = (
     "data",
+    "augmentation",
     "model",
     "activation",
     "initializer",
@@ -124,8 +127,13 @@ def _across(config: Mapping[str, Any]) -> list[Problem]:
     """What is wrong between settings that are right by themselves."""
     problems = []
     trainer, devices = config["trainer"]["name"], config["trainer"]["devices"]
-    if devices > 1:
-        problems.append(Problem("trainer.devices", f"must be 1 for trainer={trainer}, got {devices}"))
+    if devices > 1 and trainer not in ("ddp_cpu", "ddp"):
+        choices = ("trainer=ddp_cpu", "trainer=ddp")
+        problems.append(Problem("trainer.devices", f"must be 1 for trainer={trainer}, got {devices}", choices))
+    if config["data"]["batch_size"] < devices:
+        message = f"must be at least trainer.devices ({devices}), which share each minibatch, got {config['data']['batch_size']}"
+        problems.append(Problem("data.batch_size", message))
+    problems += task_problems(config, config["task"])
     wanted = config["metrics"] if isinstance(config["metrics"], list) else []
     known = REGISTRIES["metrics"].names()
     message = "no metric is called {!r}; there are: {}"
@@ -135,4 +143,19 @@ def _across(config: Mapping[str, Any]) -> list[Problem]:
     if config["checkpoint"]["monitor"] not in monitors:
         message = f"must be one of {', '.join(monitors)}, got {config['checkpoint']['monitor']!r}"
         problems.append(Problem("checkpoint.monitor", message, nearest(config["checkpoint"]["monitor"], monitors)))
+    return problems
+
+
+def task_problems(config: Mapping[str, Any], task: str) -> list[Problem]:
+    """What of the config does not fit the task; nothing while the task is still `auto`."""
+    chosen = [("loss", config["loss"]["name"])]
+    chosen += [("metrics", name) for name in config["metrics"]] if isinstance(config["metrics"], list) else []
+    problems = []
+    for group, name in chosen:
+        if task == "auto" or name == "auto" or name not in REGISTRIES[group]:
+            continue
+        tasks = REGISTRIES[group].get(name).facts.get("tasks")
+        if tasks is not None and task not in tasks:
+            fitting = tuple(f"{other.name}" for other in REGISTRIES[group] if task in other.facts.get("tasks", [task]))
+            problems.append(Problem(group, f"{name} is for {' and '.join(tasks)}, the task is {task}", fitting))
     return problems

@@ -1,6 +1,6 @@
 """Data: from a source's raw tensors to standardised training, validation and test sets."""
 
 from dnnkit.data.preparation import prepare
-from dnnkit.data.source import DataSet, Examples, Source
+from dnnkit.data.source import DataSet, Examples, Source, Split
 
-__all__ = ["DataSet", "Examples", "Source", "prepare"]
+__all__ = ["DataSet", "Examples", "Source", "Split", "prepare"]

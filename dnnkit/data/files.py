@@ -31,25 +31,38 @@ class Found:
     contents: Mapping[str, bytearray]
 
 
-def find_files(root: Path | None, folder: str, files: Mapping[str, Known], *, system: Sequence[Path] = (), cure: str = "") -> Found:
+def find_files(
+    root: Path | None, folder: str, files: Mapping[str, Known], *, system: Sequence[Path] = (), cure: str = "", trouble: Sequence[str] = ()
+) -> Found:
     """The verified contents of `files`, from the first place that holds any of them.
 
     The place is `root/folder` where a root is given. Otherwise it is sought as `folder` in `$DNNKIT_DATA`, in `data/` of
     the working folder, and in the user's cache, then in the `system` folders themselves. A file may be plain or gzipped
     (`.gz`), and its `-idx` may be written `.idx`.
 
-    Raises DataError where no place holds any file (`cure` is added to the advice), where the place lacks some of them, and
-    where a file is damaged. Such a file is never used, and the next place is not tried instead of it.
+    Raises DataError where no place holds any file (`cure` is added to the advice), where the place lacks some of them
+    (`trouble`, what a download met, is added to the cause of both), and where a file is damaged. Such a file is never
+    used, and the next place is not tried instead of it.
     """
-    looked = places(root, folder, system)
-    place = next((place for place in looked if any(_spelling(place, name) for name in files)), None)
+    place = first_place(root, folder, files, system)
     if place is None:
-        raise _nothing(root, folder, files, looked, cure)
-    found = {name: _spelling(place, name) for name in files}
-    missing = [name for name, path in found.items() if path is None]
+        raise _nothing(root, folder, files, places(root, folder, system), cure, trouble)
+    missing = lacking(place, files)
     if missing:
-        raise DataError(f"{place} lacks {_listed(missing)}", "put it there, plain or gzipped (.gz), or empty that folder")
-    return Found(place, {name: read_verified(path, files[name]) for name, path in found.items() if path is not None})
+        cause = "\n    ".join([f"{place} lacks {_listed(missing)}", *trouble])
+        raise DataError(cause, "put it there, plain or gzipped (.gz), or empty that folder")
+    spelled = {name: spelling(place, name) for name in files}
+    return Found(place, {name: read_verified(path, files[name]) for name, path in spelled.items() if path is not None})
+
+
+def first_place(root: Path | None, folder: str, files: Iterable[str], system: Sequence[Path] = ()) -> Path | None:
+    """The first of the places that holds any of the files; see `find_files`."""
+    return next((place for place in places(root, folder, system) if any(spelling(place, name) for name in files)), None)
+
+
+def lacking(place: Path, files: Iterable[str]) -> list[str]:
+    """The names of those files that the place does not hold in any spelling."""
+    return [name for name in files if spelling(place, name) is None]
 
 
 def places(root: Path | None, folder: str, system: Sequence[Path] = ()) -> list[Path]:
@@ -68,14 +81,15 @@ def user_cache() -> Path:
     return (Path(named) if named else own) / "dnnkit"
 
 
-def read_verified(path: Path, known: Known) -> bytearray:
+def read_verified(path: Path, known: Known, *, gzipped: bool | None = None) -> bytearray:
     """The uncompressed bytes of a plain or gzipped file; DataError where they are not the known ones.
 
-    Never more than the known size plus one byte is held in memory, whatever a compressed file would expand to.
+    Where `gzipped` is not said, the name's ending `.gz` says it. Never more than the known size plus one byte is held in
+    memory, whatever a compressed file would expand to.
     """
     content = bytearray(known.size + 1)
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with gzip.open(path) if (path.suffix == ".gz" if gzipped is None else gzipped) else path.open("rb") as stream:
             count = _fill(memoryview(content), stream)
     except EOFError as error:
         raise _damaged(path, known, f"the compressed data ends too early ({error})") from error
@@ -100,8 +114,8 @@ def _fill(target: memoryview, stream: io.BufferedIOBase) -> int:
     return count
 
 
-def _spelling(place: Path, name: str) -> Path | None:
-    """The first spelling of the name that is a file in this place."""
+def spelling(place: Path, name: str) -> Path | None:
+    """The first spelling of the name that is a file in this place: plain before gzipped, `-idx` before `.idx`."""
     candidates = [place / (spelled + suffix) for suffix in ("", ".gz") for spelled in dict.fromkeys((name, name.replace("-idx", ".idx")))]
     try:
         return next((path for path in candidates if path.is_file()), None)
@@ -116,10 +130,13 @@ def _damaged(path: Path, known: Known, found: str) -> DataError:
     )
 
 
-def _nothing(root: Path | None, folder: str, files: Mapping[str, Known], looked: Sequence[Path], cure: str) -> DataError:
+def _nothing(
+    root: Path | None, folder: str, files: Mapping[str, Known], looked: Sequence[Path], cure: str, trouble: Sequence[str]
+) -> DataError:
     elsewhere = "" if root is not None else f"; or set DNNKIT_DATA to the folder that holds {folder}/"
     lines = [f"put {_listed(files)}, plain or gzipped (.gz), into one of these folders{elsewhere}", *([cure] if cure else [])]
-    return DataError("\n    ".join([f"no files of {folder} were found; looked in:", *map(str, looked)]), "\n  ".join(lines))
+    cause = [f"no files of {folder} were found; looked in:", *map(str, looked), *trouble]
+    return DataError("\n    ".join(cause), "\n  ".join(lines))
 
 
 def _listed(names: Iterable[str]) -> str:

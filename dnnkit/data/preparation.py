@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dnnkit.data.source import DataSet, Examples, Source, check, fingerprint
-from dnnkit.data.split import divide, rows_asked
+from dnnkit.data.scaling import Scaling
+from dnnkit.data.source import DataSet, Examples, Source, Split, Task, check, fingerprint
+from dnnkit.data.split import divide, rows_asked, strata
+from dnnkit.data.stored import StoredRows
 from dnnkit.errors import ConfigError, DataError, Problem
 
 #: Values converted to float64 at a time: 2 MiB, so that a large data set is never held in float64.
@@ -18,49 +20,115 @@ _CHUNK = 2**18
 
 
 def prepare(
-    name: str, source: Source, *, val_size: int | float, test_size: int | float, split: str, standardize: str, seed: int
+    name: str,
+    source: Source,
+    *,
+    val_size: int | float,
+    test_size: int | float,
+    split: str,
+    standardize: str,
+    seed: int,
+    task: str = "auto",
+    standardize_target: bool = True,
+    stream: bool = False,
 ) -> DataSet:
     """Split and standardise a source.
 
+    `task`: `auto` is classification where the targets are class indices, and regression where they are values; in a
+    `reconstruction` the target is the flattened example itself.
+
     The test split is the source's own, or `test_size` of its training rows; then validation is its own, or `val_size` of
     the rows that are left. Both sizes are a count (an integer ≥ 1) or a fraction in (0, 1). `split` says which rows:
-    `stratified`, `random` or `tail`, a pure function of `seed`.
+    `stratified` (by class; values by their decile), `random` or `tail`, a pure function of `seed`.
 
     `standardize`: `channel` has one mean and deviation per channel of an image, over all pixels; `feature` one per value
     of an example; `none` leaves the values alone; `auto` is `channel` for images and `feature` for tables. The deviation
-    is the population's, computed in float64 over the training split only; where it is zero, it counts as one.
+    is the population's, computed in float64 over the training split only; where it is zero, it counts as one. Missing
+    values become the training split's mean of their feature. `standardize_target` does the same for the values of a
+    regression, one by one. With `stream` the examples stay raw and are standardised as they are read.
 
-    Raises DataError where the source's tensors are unusable, ConfigError where a size leaves a split empty or where
-    `channel` is asked of something that has none.
+    Raises DataError where the source's tensors are unusable, ConfigError where they do not fit the task, where a size
+    leaves a split empty, or where `channel` is asked of something that has none.
     """
     source = check(name, source)
+    source, done = _for_task(name, source, task)
     by = {"image": "channel", "table": "feature"}[source.kind] if standardize == "auto" else standardize
-    rows, splits = _divide(source, val_size, test_size, split, seed, _standardize_problems(source, by))
-    moments = _moments(source.train.x, rows["train"].rows)
-    mean, std = _statistics(moments, by)
-    examples = {part: Examples(_standardized(name, taken, mean, std), taken.y[taken.rows]) for part, taken in rows.items()}
-    outputs = len(source.classes) if source.classes is not None else max(int(given.y.max()) for _, given in source.splits()) + 1
-    card = _card(name, source, examples, outputs) | {"splits": splits, "standardize": by, "constant_features": int(moments.constant.sum())}
+    rows, origins = _divide(source, val_size, test_size, split, seed, _standardize_problems(source, by))
+    moments = _moments(source.train.x, rows["train"].rows, source.missing)
+    scaling = _scaling(moments, by, source.missing)
+    target_scaling = _target_scaling(source, done, rows["train"], scaling, standardize_target)
+    splits = {part: _split(name, taken, done, scaling, target_scaling, stream) for part, taken in rows.items()}
     inputs = tuple(source.train.x.shape[1:])
+    outputs = _outputs(source) if target_scaling is None else target_scaling.mean.numel()
+    how = {"splits": origins, "standardize": by, "loader": "stream" if stream else "resident"}
+    card = _card(name, source, rows, done, outputs) | how | {"constant_features": _constant(moments, source.columns), **source.notes}
     return DataSet(
-        **examples, mean=mean, std=std, inputs=inputs, outputs=outputs, classes=source.classes, kind=source.kind,
-        fingerprint=card["fingerprint"], card=card,
+        **splits, task=done, scaling=scaling, target_scaling=target_scaling, inputs=inputs, outputs=outputs,
+        classes=source.classes, kind=source.kind, fingerprint=card["fingerprint"], card=card,
+        columns=source.columns, targets=source.targets, encoding=source.encoding,
     )  # fmt: skip
 
 
-def _card(name: str, source: Source, examples: Mapping[str, Examples], outputs: int) -> dict[str, Any]:
-    return {
+def _for_task(name: str, source: Source, task: str) -> tuple[Source, Task]:
+    """The source with targets that fit the task, and the task; ConfigError where they cannot."""
+    values = source.train.y.is_floating_point()
+    match task, values:
+        case "auto", _:
+            return source, "regression" if values else "classification"
+        case "reconstruction", _:
+            return source, "reconstruction"
+        case "regression", True:
+            return source, "regression"
+        case "regression", False if source.classes is None:
+            as_values = {part: Examples(given.x, given.y.double().unsqueeze(1)) for part, given in source.splits()}
+            return replace(source, **as_values), "regression"  # type: ignore[arg-type]
+        case "classification", False:
+            return source, "classification"
+    has, other = ("values", "regression") if values else ("classes", "classification")
+    raise ConfigError([Problem("task", f"data={name} has {has} for targets, which is {other}, got {task}", (f"task={other}",))])
+
+
+def _outputs(source: Source) -> int:
+    return len(source.classes) if source.classes is not None else max(int(given.y.max()) for _, given in source.splits()) + 1
+
+
+def _card(name: str, source: Source, rows: Mapping[str, _Rows], task: Task, outputs: int) -> dict[str, Any]:
+    card: dict[str, Any] = {
         "name": name,
         "kind": source.kind,
+        "task": task,
         "origin": source.origin,
         "description": source.description,
         "fingerprint": fingerprint(source),
         "inputs": list(source.train.x.shape[1:]),
         "outputs": outputs,
         "classes": None if source.classes is None else list(source.classes),
-        "sizes": {part: len(found.y) for part, found in examples.items()},
-        "class_balance": {part: found.y.bincount(minlength=outputs).tolist() for part, found in examples.items()},
+        "columns": None if source.columns is None else list(source.columns),
+        "sizes": {part: len(taken.rows) for part, taken in rows.items()},
     }
+    if source.missing:
+        missing = source.train.x.isnan().sum(0).flatten().tolist()
+        names = source.columns or [str(index) for index in range(len(missing))]
+        card["missing"] = {column: count for column, count in zip(names, missing, strict=True) if count}
+    if source.train.y.is_floating_point():
+        card["target"] = _target_card(source, rows["train"])
+    else:
+        card["class_balance"] = {part: taken.y[taken.rows].bincount(minlength=_outputs(source)).tolist() for part, taken in rows.items()}
+    return card
+
+
+def _target_card(source: Source, train: _Rows) -> dict[str, dict[str, float]]:
+    """Mean, population deviation and range of each target value in the training split."""
+    y = train.y[train.rows]
+    names = source.targets or (["target"] if y.shape[1] == 1 else [f"target_{index}" for index in range(y.shape[1])])
+    measured = zip(names, y.mean(0).tolist(), y.std(0, correction=0).tolist(), y.amin(0).tolist(), y.amax(0).tolist(), strict=True)
+    return {name: {"mean": mean, "std": std, "min": low, "max": high} for name, mean, std, low, high in measured}
+
+
+def _constant(moments: _Moments, columns: tuple[str, ...] | None) -> list[str] | int:
+    """The features that are the same in every training row: by name where they have names, else how many there are."""
+    constant = moments.constant.flatten().tolist()
+    return sum(constant) if columns is None else [name for name, same in zip(columns, constant, strict=True) if same]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +154,7 @@ def _divide(
         if given is not None:
             taken[part], origins[part] = _Rows(given.x, given.y, torch.arange(len(given.y))), "the source's own"
             continue
-        rest, chosen = divide(y[left], count, split, part, seed)
+        rest, chosen = divide(strata(y[left]) if split == "stratified" else y[left], count, split, part, seed)
         taken[part], origins[part] = _Rows(x, y, left[chosen]), f"{split} from train"
         left = left[rest]
     return {"train": _Rows(x, y, left), "validation": taken["validation"], "test": taken["test"]}, origins
@@ -112,21 +180,47 @@ class _Moments:
 
     @property
     def constant(self) -> Tensor:
-        return self.low == self.high
+        return ~(self.low < self.high)  # also of a feature that no row has
 
 
-def _moments(x: Tensor, rows: Tensor) -> _Moments:
-    """Two passes in float64: the sum of squares is taken about the mean, so that nothing cancels."""
+def _moments(x: Tensor, rows: Tensor, missing: bool = False) -> _Moments:
+    """Two passes in float64: the sum of squares is taken about the mean, so that nothing cancels. NaN counts as no value."""
     mean, square = torch.zeros(x.shape[1:], dtype=torch.float64), torch.zeros(x.shape[1:], dtype=torch.float64)
     low, high = torch.full_like(mean, torch.inf), torch.full_like(mean, -torch.inf)
+    count = torch.full_like(mean, len(rows))
     for _, chunk in _chunks(x, rows):
-        mean += chunk.sum(0)
-        low, high = torch.minimum(low, chunk.amin(0)), torch.maximum(high, chunk.amax(0))
+        if missing:
+            unknown = chunk.isnan()
+            count -= unknown.sum(0)
+            low = torch.minimum(low, chunk.masked_fill(unknown, torch.inf).amin(0))
+            high = torch.maximum(high, chunk.masked_fill(unknown, -torch.inf).amax(0))
+            mean += chunk.masked_fill_(unknown, 0).sum(0)
+        else:
+            mean += chunk.sum(0)
+            low, high = torch.minimum(low, chunk.amin(0)), torch.maximum(high, chunk.amax(0))
+    count.clamp_(min=1)
     # The rounded mean of equal values may differ from them, and their variance from zero.
-    mean = torch.where(low == high, low, mean / len(rows))
+    mean = torch.where(low == high, low, mean / count)
     for _, chunk in _chunks(x, rows):
-        square += chunk.sub_(mean).square_().sum(0)
-    return _Moments(mean, square / len(rows), low, high)
+        chunk = chunk.sub_(mean).square_()
+        square += (chunk.nan_to_num_(nan=0.0) if missing else chunk).sum(0)
+    return _Moments(mean, square / count, low, high)
+
+
+def _scaling(moments: _Moments, by: str, missing: bool) -> Scaling:
+    mean, std = _statistics(moments, by)
+    return Scaling(mean, std, moments.mean if missing else None)
+
+
+def _target_scaling(source: Source, task: Task, train: _Rows, scaling: Scaling, standardize: bool) -> Scaling | None:
+    if task == "classification":
+        return None
+    if task == "reconstruction":
+        return scaling.flat(tuple(source.train.x.shape[1:]))
+    moments = _moments(train.y, train.rows)
+    if standardize:
+        return _scaling(moments, "feature", missing=False)
+    return Scaling(torch.zeros_like(moments.mean), torch.ones_like(moments.mean))
 
 
 def _statistics(moments: _Moments, by: str) -> tuple[Tensor, Tensor]:
@@ -149,10 +243,21 @@ def _deviation(var: Tensor) -> Tensor:
     return torch.where(std > 0, std, 1.0)
 
 
-def _standardized(name: str, taken: _Rows, mean: Tensor, std: Tensor) -> Tensor:
+def _split(name: str, taken: _Rows, task: Task, scaling: Scaling, target_scaling: Scaling | None, stream: bool) -> Split:
+    if task == "reconstruction":
+        if stream:
+            return Split(StoredRows(taken.x, taken.rows, scaling), StoredRows(taken.x, taken.rows, scaling, flat=True))
+        x = _standardized(name, taken, scaling)
+        return Split(x, x.flatten(1))  # the same memory
+    y = taken.y[taken.rows]
+    x_of = StoredRows(taken.x, taken.rows, scaling) if stream else _standardized(name, taken, scaling)
+    return Split(x_of, y if target_scaling is None else target_scaling.apply(y))
+
+
+def _standardized(name: str, taken: _Rows, scaling: Scaling) -> Tensor:
     result = torch.empty((len(taken.rows), *taken.x.shape[1:]), dtype=torch.float32)
     for start, chunk in _chunks(taken.x, taken.rows):
-        result[start : start + len(chunk)] = chunk.sub_(mean).div_(std)
+        result[start : start + len(chunk)] = scaling.apply(chunk)
     if taken.x.is_floating_point() and not result.isfinite().all():
         raise DataError(
             f"data={name}: a value is so many deviations away from the training mean that it is not finite in float32",

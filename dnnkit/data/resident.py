@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Self
@@ -15,7 +15,11 @@ from dnnkit.errors import DataError
 
 _MASK = (1 << 64) - 1
 _GATHERED_BYTES = 4 << 20
-_ORDER, _MINIBATCH = 1, 2  # one stream of seeds per purpose: the order of an epoch never shares one with a minibatch
+_ORDER, _MINIBATCH, _EXAMPLE = 1, 2, 3  # one stream of seeds per purpose: the order of an epoch never shares one with a minibatch
+
+Minibatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, float]
+Augment = Callable[[Tensor, int, Tensor], Tensor]
+"""Standardised examples `(n, *shape)`, the epoch, their indices in the data set `(n,)`: the examples as they are trained on."""
 
 
 def splitmix64(value: int) -> int:
@@ -38,6 +42,18 @@ def minibatch_seed(seed: int, minibatch: int, rank: int) -> int:
     nothing depends on their being distinct.
     """
     return splitmix64(_stream(_MINIBATCH, seed, rank) + minibatch)
+
+
+def example_seed(seed: int, epoch: int, index: int) -> int:
+    """The seed of what is random about one example in one epoch: a pure function of (seed, epoch, index), in [0, 2^64)."""
+    return splitmix64(_stream(_EXAMPLE, seed, epoch) + index)
+
+
+def share(count: int, rank: int, world: int) -> slice:
+    """The part of `count` examples that device `rank` of `world` takes; the first devices take one more where it does not divide."""
+    each, more = divmod(count, world)
+    start = rank * each + min(rank, more)
+    return slice(start, start + each + (rank < more))
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
@@ -65,17 +81,32 @@ class Batches:
     minibatches instead, shape `(samples,)`, in the same order; `minibatches(indices)` turns them into pairs.
 
     The order of an epoch is `epoch_order(n, seed, epoch)`; the epoch is set by `set_epoch`, which Lightning calls at
-    the start of each. Without `shuffle` it is the stored one.
+    the start of each. Without `shuffle` it is the stored one. `augment` changes the examples of each minibatch.
+
+    On `world` > 1 devices every loader has all of the data and the same order, and gives its `share` of each minibatch, as
+    a triple `(x, y, weight)`. The weight is its number of examples over the mean number of a device: the mean over devices
+    of weight · (mean loss of the share) is the mean loss of the minibatch, also where it does not divide.
 
     Raises DataError where x and y have different lengths or none, or batch_size < 1.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, batch_size: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        augment: Augment | None = None,
+    ) -> None:
         if len(x) != len(y) or len(x) == 0:
             raise DataError(f"x has {len(x)} samples and y has {len(y)}: they must have equally many, at least 1", "check the data source")
         if batch_size < 1:
             raise DataError(f"data.batch_size must be at least 1, got {batch_size}", "set data.batch_size")
         self.x, self.y, self.batch_size, self.seed, self.shuffle = x, y, batch_size, seed, shuffle
+        self.rank, self.world, self.augment = rank, world, augment
         self.epoch = self.position = self.chunk = 0
         self._resume: tuple[int, int] | None = None
 
@@ -104,31 +135,52 @@ class Batches:
         self.x, self.y = self.x.to(device), self.y.to(device)
         return self
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | Tensor]:
+    def __iter__(self) -> Iterator[Minibatch | Tensor]:
         # A generator: nothing below runs before the first minibatch is asked for, when epoch and state are known.
         epoch, position = self._resume or (self.epoch, 0)
         self.position, self._resume = (position if epoch == self.epoch else 0), None
         order = self._order()
+        self._start(order)
         while self.position < len(self):
             start, self.position = self.position, min(self.position + max(1, self.chunk), len(self))
-            span = slice(start * self.batch_size, self.position * self.batch_size)
+            indices = order[start * self.batch_size : self.position * self.batch_size]
             if self.chunk:
-                yield order[span]
-            elif self.shuffle or not self._aligned:
-                yield self.x.index_select(0, order[span]), self.y.index_select(0, order[span])
-            else:
+                yield indices
+            elif self._in_place:
+                span = slice(start * self.batch_size, self.position * self.batch_size)
                 yield self.x[span], self.y[span]
+            else:
+                yield from self.minibatches(indices)
 
-    def minibatches(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The minibatches at `indices`, a whole number of them but for a ragged last: pairs of x `(batch, *shape)` and y `(batch, ...)`.
+    def minibatches(self, indices: Tensor) -> Iterator[Minibatch]:
+        """The minibatches at `indices`, a whole number of them but for a ragged last: x `(batch, *shape)` and y `(batch, ...)`.
 
         They are gathered a few at a time: a block that comes and goes is cheap only while it fits into what the allocator
         keeps, and a chunk of large minibatches would be fresh pages of memory each time.
         """
+        if self.world > 1:
+            yield from map(self._shared, torch.split(indices, self.batch_size))
+            return
         together = max(1, _GATHERED_BYTES // (self.x[0].numel() * self.x.element_size() * self.batch_size)) if self._aligned else 1
         for block in torch.split(indices, together * self.batch_size):
-            xs = torch.split(self.x.index_select(0, block), self.batch_size)
-            yield from zip(xs, torch.split(self.y.index_select(0, block), self.batch_size), strict=True)
+            x, y = self._gather(block)
+            yield from zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
+
+    def _shared(self, minibatch: Tensor) -> Minibatch:
+        mine = minibatch[share(len(minibatch), self.rank, self.world)]
+        return *self._gather(mine), len(mine) * self.world / len(minibatch)
+
+    def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self.x.index_select(0, indices), self.y.index_select(0, indices)
+        return (x if self.augment is None else self.augment(x, self.epoch, indices)), y
+
+    def _start(self, order: Tensor) -> None:
+        """An epoch begins at `position`, in this order."""
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether a minibatch may be a view of the data."""
+        return not self.shuffle and self._aligned and self.world == 1 and self.augment is None
 
     @property
     def _aligned(self) -> bool:
@@ -142,8 +194,3 @@ class Batches:
     def _order(self) -> Tensor:
         order = epoch_order(len(self.x), self.seed, self.epoch) if self.shuffle else torch.arange(len(self.x))
         return order.to(self.x.device)
-
-
-def evaluation_batches(x: Tensor, y: Tensor, batch_size: int = 1000) -> Batches:
-    """The samples in their stored order, in batches as large as memory likes: for validation and test."""
-    return Batches(x, y, batch_size, seed=0, shuffle=False)

@@ -30,7 +30,7 @@ def rows_asked(where: str, size: int | float, rows: int, problems: list[Problem]
 def divide(y: Tensor, count: int, how: str, purpose: str, seed: int) -> tuple[Tensor, Tensor]:
     """Row numbers `(rest, taken)` with `count` of them taken, each in the order of the rows.
 
-    `tail` takes the last rows, `random` any rows, `stratified` from each class in proportion to its size (see `quotas`).
+    `tail` takes the last rows, `random` any rows, `stratified` from each class of y in proportion to its size (see `quotas`).
     The choice is a pure function of the arguments: neither the global random state nor training has a part in it.
     """
     if how not in ("stratified", "random", "tail"):
@@ -46,6 +46,14 @@ def divide(y: Tensor, count: int, how: str, purpose: str, seed: int) -> tuple[Te
         for label, quota in enumerate(quotas(y.bincount(), count).tolist()):
             taken[order[y[order] == label][:quota]] = True
     return (~taken).nonzero()[:, 0], taken.nonzero()[:, 0]
+
+
+def strata(y: Tensor) -> Tensor:
+    """What a stratified split keeps in proportion, shape `(n,)`, int64: the classes, or the decile of the first of the values."""
+    if not y.is_floating_point():
+        return y
+    ranks = y[:, 0].argsort(stable=True).argsort()
+    return ranks * 10 // len(y)
 
 
 def quotas(sizes: Tensor, count: int) -> Tensor:

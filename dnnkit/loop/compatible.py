@@ -18,6 +18,7 @@ from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision, 
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from dnnkit.data.resident import Batches
+from dnnkit.loop.strategy import RankStrategy
 from dnnkit.module import Module, ScheduleLR
 
 _EVERY_MINIBATCH = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
@@ -58,7 +59,7 @@ def _against_module(module: Module) -> str | None:
 
 def _against_trainer(trainer: pl.Trainer) -> str | None:
     precision, strategy, schedules = trainer.precision_plugin, trainer.strategy, trainer.lr_scheduler_configs
-    if type(strategy) not in (SingleDeviceStrategy, DDPStrategy):
+    if type(strategy) not in (SingleDeviceStrategy, DDPStrategy, RankStrategy):
         return f"the strategy is {type(strategy).__name__}"
     if type(precision) not in (Precision, DoublePrecision, HalfPrecision, MixedPrecision) or getattr(precision, "scaler", None) is not None:
         return f"the precision {precision.precision} changes how an update is made"

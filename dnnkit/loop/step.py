@@ -11,20 +11,20 @@ from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.strategies import ParallelStrategy
 from torch import Tensor
 
-from dnnkit.data.resident import default_generator, minibatch_seed
+from dnnkit.data.resident import Minibatch, default_generator, minibatch_seed
 from dnnkit.loop.chunk import Chunk
 from dnnkit.module import Module, Outcome, ScheduleLR
 
 
 class Execute(Protocol):
-    """Does one minibatch: x `(batch, *inputs)`, y `(batch, ...)`.
+    """Does one minibatch: x `(batch, *inputs)`, y `(batch, ...)`, and on several devices the weight of its share.
 
     `opens`: clear the gradients first. `closes`: clip and update afterwards. In between the minibatch's gradient, over
     the number of minibatches in a group, is added. Everything else about a step is the caller's: a captured graph that
     does the same slots in here.
     """
 
-    def __call__(self, x: Tensor, y: Tensor, opens: bool, closes: bool) -> Outcome:
+    def __call__(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
         """Do it."""
         ...
 
@@ -40,12 +40,12 @@ def eager_step(trainer: pl.Trainer, module: Module) -> Execute:
     clip_value, clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
     forward, autocast, unsynchronised = _forward(trainer, module), _autocast(trainer), _unsynchronised(trainer)
 
-    def execute(x: Tensor, y: Tensor, opens: bool, closes: bool) -> Outcome:
+    def execute(x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
         if opens:
             optimizer.zero_grad()
         with nullcontext() if closes else unsynchronised():
             with autocast():
-                outcome = forward(x, y)
+                outcome = forward(x, y, weight)
             (outcome.total / accumulate if accumulate > 1 else outcome.total).backward()  # type: ignore[no-untyped-call]
         if closes:
             module.configure_gradient_clipping(optimizer, clip_value, clip_algorithm)
@@ -56,7 +56,7 @@ def eager_step(trainer: pl.Trainer, module: Module) -> Execute:
 
 
 def run_chunk(
-    module: Module, schedule: ScheduleLR, execute: Execute, chunk: Chunk, minibatches: Iterable[tuple[Tensor, Tensor]], number: int
+    module: Module, schedule: ScheduleLR, execute: Execute, chunk: Chunk, minibatches: Iterable[Minibatch], number: int
 ) -> Outcome:
     """Run a chunk, whose first minibatch is `number` since the start of the run; returns the last minibatch's outcome.
 
@@ -66,26 +66,26 @@ def run_chunk(
     generator, seed, rank = default_generator(module.device), module.recipe.seed, trainer.global_rank
     window, with_output = module.window, bool(module.task.metrics)
     updates, scheduled = trainer.global_step, schedule.last_epoch - trainer.global_step
-    for index, (x, y) in enumerate(minibatches, start=chunk.first):
+    for index, (x, y, *weight) in enumerate(minibatches, start=chunk.first):
         generator.manual_seed(minibatch_seed(seed, number + index - chunk.first, rank))
         closes = chunk.closes(index)
         if closes:
             schedule.put(scheduled + updates)
             updates += 1
-            window.due = module.flush_due(updates, index)
-        outcome = execute(x, y, chunk.opens(index), closes)
+            module.begin_update(updates, index)
+        outcome = execute(x, y, chunk.opens(index), closes, *weight)
         window.keep(outcome, y, with_output)
         if closes:
             module.finish_update(updates)
     return outcome
 
 
-def _forward(trainer: pl.Trainer, module: Module) -> Callable[[Tensor, Tensor], Outcome]:
+def _forward(trainer: pl.Trainer, module: Module) -> Callable[[Tensor, Tensor, float], Outcome]:
     strategy = trainer.strategy
     if strategy.model is module:
         return module.objective
     # A wrapper such as DistributedDataParallel prepares its gradient hooks in its own forward.
-    return lambda x, y: strategy._forward_redirection(strategy.model, module, "objective", x, y)  # type: ignore[arg-type, return-value]
+    return lambda x, y, weight: strategy._forward_redirection(strategy.model, module, "objective", x, y, weight)  # type: ignore[arg-type, return-value]
 
 
 def _autocast(trainer: pl.Trainer) -> Callable[[], AbstractContextManager[None]]:

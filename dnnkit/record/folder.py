@@ -48,6 +48,12 @@ class RunFolder:
         """The open journals; opened at first use, closed by `finish`."""
         return Journal(self.path)
 
+    @property
+    def resume_point(self) -> Path | None:
+        """The checkpoint that this run, resumed, goes on from; None in one that began at the start."""
+        name = self.record.resumed_from
+        return None if name is None else self.path / name
+
     def log(self) -> RunLog:
         """A context manager that fills `run.log`; leave it before `finish`, so that the log is whole when it is uploaded."""
         return RunLog(self.path / "run.log")
@@ -63,12 +69,51 @@ class RunFolder:
         write_json(self.path / "environment" / "environment.json", environment(device))
         write_text(self.path / "environment" / "packages.txt", packages())
 
+    def keep_earlier(self) -> int:
+        """Keeps config and environment of the part of the run that is over, as `config.1.yaml` and so on; the part's number."""
+        number = 1 + len(list((self.path / "config").glob("config.*.yaml")))
+        for name in ("config/config.yaml", "config/overrides.yaml", "environment/environment.json", "environment/packages.txt"):
+            path = self.path / name
+            if path.exists():
+                write_text(path.with_name(f"{path.stem}.{number}{path.suffix}"), path.read_text("utf-8"))
+        return number
+
+    def change_config(self, before: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str], step: int) -> None:
+        """`config/` becomes that of a resumed run; `params.json` stays, because MLflow lets no parameter change.
+
+        Each setting that changed gets a tag `dnnkit.changed.<setting>`: a JSON list of `{"from", "to", "step", "at"}`.
+        """
+        write_text(self.path / "config" / "config.yaml", _yaml(config))
+        write_text(self.path / "config" / "overrides.yaml", _yaml(list(overrides)))
+        old, new = flatten(before), flatten(config)
+        self._note_changes({key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}, step)
+
+    def change_tags(self, config: Mapping[str, Any], *, device: str, plugins: Mapping[str, str], step: int) -> None:
+        """`tags.json` as `write_tags` makes it, for a resumed run; what had another value before is noted as a change."""
+        before = read_files(self.path, "tags.json")
+        after = {**before, **self._tags(config, device, plugins)}
+        write_json(self.path / "tags.json", after)
+        changed = {key for key in after if key.startswith("dnnkit.") and key != "dnnkit.config_digest" and before.get(key) != after[key]}
+        self._note_changes({key.removeprefix("dnnkit."): (before.get(key), after[key]) for key in sorted(changed)}, step)
+
+    def _note_changes(self, changes: Mapping[str, tuple[str | None, str | None]], step: int) -> None:
+        tags = read_files(self.path, "tags.json")
+        for key, (old, new) in changes.items():
+            name = f"dnnkit.changed.{key}"
+            note = {"from": _value(old), "to": _value(new), "step": step, "at": now()}
+            tags[name] = json.dumps([*json.loads(tags.get(name, "[]")), note], ensure_ascii=False)
+        write_json(self.path / "tags.json", tags)
+
     def write_tags(self, config: Mapping[str, Any], *, device: str, plugins: Mapping[str, str], sweep: str | None = None) -> None:
         """`tags.json`: version, uuid, digest, git state of the working folder, `plugins` as {package: version}, device, sweep.
 
         The tag `dnnkit.status` is not among them: it follows `run.json`.
         """
-        tags = {
+        tags = self._tags(config, device, plugins)
+        write_json(self.path / "tags.json", tags if sweep is None else {**tags, "dnnkit.sweep": sweep})
+
+    def _tags(self, config: Mapping[str, Any], device: str, plugins: Mapping[str, str]) -> dict[str, str]:
+        return {
             "dnnkit.version": version(),
             "dnnkit.run_uuid": self.record.uuid,
             "dnnkit.config_digest": config_digest(config),
@@ -76,15 +121,18 @@ class RunFolder:
             "dnnkit.plugins": json.dumps(dict(sorted(plugins.items()))),
             "dnnkit.device": device,
         }
-        write_json(self.path / "tags.json", tags if sweep is None else {**tags, "dnnkit.sweep": sweep})
 
-    def write_dataset(self, name: str, fingerprint: str, *, origin: str, inputs: Sequence[int], card: Mapping[str, Any]) -> None:
+    def write_dataset(
+        self, name: str, fingerprint: str, *, origin: str, inputs: Sequence[int], card: Mapping[str, Any], values: int | None = None
+    ) -> None:
         """`dataset.json`, in the fields of an MLflow dataset: shapes as a tensor schema, the card as its profile.
 
+        `values`: how many a target holds; None where it is a class.
         MLflow holds 36 characters of a digest: it gets the first 36 of `fingerprint`, which stands whole in the source.
         """
         spec = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, *inputs]}}
-        target = {"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}
+        tensor = {"dtype": "int64", "shape": [-1]} if values is None else {"dtype": "float32", "shape": [-1, values]}
+        target = {"type": "tensor", "tensor-spec": tensor}
         dataset = {
             "name": name,
             "digest": fingerprint[:36],
@@ -146,6 +194,14 @@ def _file_name(name: str) -> str:
     """`name` in letters, digits, dot, dash and underscore, at most 64 of them."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.")[:64] or "run"
+
+
+def _value(text: str | None) -> Any:
+    """What `flatten` made this text of, as far as that can be told."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return text
 
 
 def _yaml(value: Any) -> str:

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,13 @@ DnnkitStatus = Literal["running", "finished", "failed", "diverged", "interrupted
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What `run.json` holds. Times are ISO 8601 with the offset from UTC; `tracking_uri` is without credentials."""
+    """What `run.json` holds. Times are ISO 8601 with the offset from UTC; `tracking_uri` is without credentials.
+
+    A run that was resumed has in `earlier` what the parts before were, each by began, ended, status, dnnkit_status,
+    exit_code, pid, host, version, and the `step` up to which it counts. `resumed` is when the last part began,
+    `resumed_from` the checkpoint in the folder that it went on from, `resumed_step` the optimizer steps done by then (−1
+    in a run that never was).
+    """
 
     uuid: str
     name: str
@@ -39,6 +45,10 @@ class RunRecord:
     experiment: str = "dnnkit"
     tracking_uri: str | None = None
     log_model: bool = False
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+    resumed: str | None = None
+    resumed_from: str | None = None
+    resumed_step: int = -1
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -56,6 +66,15 @@ class RunRecord:
     def ended_as(self, status: Status, dnnkit_status: DnnkitStatus, exit_code: int | None) -> RunRecord:
         """The same run at its end, now."""
         return replace(self, status=status, dnnkit_status=dnnkit_status, exit_code=exit_code, ended=now())
+
+    def resumed_at(self, step: int, checkpoint: str) -> RunRecord:
+        """The same run, going on in this process from a checkpoint that was saved after `step` optimizer steps."""
+        kept = ("ended", "status", "dnnkit_status", "exit_code", "pid", "host", "version")
+        part = {"began": self.resumed or self.created, **{key: getattr(self, key) for key in kept}, "step": step}
+        return replace(
+            self, pid=os.getpid(), host=socket.gethostname(), version=version(), status="RUNNING", dnnkit_status="running", ended=None,
+            exit_code=None, earlier=[*self.earlier, part], resumed=now(), resumed_from=checkpoint, resumed_step=step,
+        )  # fmt: skip
 
     def process_is_gone(self) -> bool:
         """Whether the training process is known to have died; a process on another host is never known to."""

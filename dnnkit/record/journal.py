@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, SupportsFloat
 
-from dnnkit.disk import disk
+from dnnkit.disk import disk, write_text
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
@@ -93,6 +93,15 @@ class _Appender:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def cut_journals(folder: Path, step: int) -> None:
+    """Leaves in both journals of a run folder the rows up to `step`, each file replaced in one step. Raises DiskError, ValueError."""
+    for name in (METRICS, TIMING):
+        path = folder / name
+        if path.exists():
+            kept = [_encode(row._asdict()) + "\n" for row in read_journal(path) if row.step <= step]
+            write_text(path, "".join(kept))
 
 
 def read_journal(path: Path) -> list[Row]:

@@ -90,6 +90,7 @@ class Follower:
             mark.write(self.run_dir)
         elif self.record.status == "RUNNING":
             client.update_run(mark.run_id, status="RUNNING")  # a resumed run, closed once already
+            client.log_batch(mark.run_id, tags=[RunTag(key, value) for key, value in self._tags().items()])
         if not mark.described:
             self._describe(mark.run_id)
             mark.described = True
@@ -133,7 +134,8 @@ class Follower:
             batch = self._mark.batch
             assert batch is not None
             metrics = [Metric(row.key, row.value, batch.timestamp, row.step) for row in batch.rows]
-            self._store.client.log_batch(run_id, metrics=metrics)
+            if metrics:
+                self._store.client.log_batch(run_id, metrics=metrics)
             self._mark.done(self.run_dir)
 
     def _next_batch(self) -> bool:
@@ -141,7 +143,9 @@ class Follower:
         if rows:
             # Sent long after the run, the rows still belong to its time.
             moment = int(time.time() * 1000) if self.record.ended is None else _milliseconds(self.record.ended)
-            self._mark.begin(self.run_dir, Batch(moment, rows))
+            beyond = set(self._mark.beyond)
+            new, known = [row for row in rows if row not in beyond], [row for row in rows if row in beyond]
+            self._mark.begin(self.run_dir, Batch(moment, new, known))
         return bool(rows)
 
     def _close(self, run_id: str) -> None:

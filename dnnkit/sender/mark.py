@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from dnnkit.disk import read_json, write_json
 from dnnkit.record.journal import METRICS, TIMING, Row, read_from
@@ -14,15 +16,24 @@ MARK = "sender.json"
 
 @dataclass
 class Batch:
-    """Rows on their way to MLflow and the time that they carry, in milliseconds since 1970."""
+    """Rows on their way to MLflow and the time that they carry, in milliseconds since 1970. It holds `known` ones already."""
 
     timestamp: int
     rows: list[Row]
+    known: list[Row] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Row]:
+        """All rows of the journals that the batch accounts for."""
+        return [*self.rows, *self.known]
 
 
 @dataclass
 class Mark:
     """`sent`: number of rows of each key that MLflow holds; `batch`: rows that it may or may not hold.
+
+    `beyond`: rows that MLflow holds although the journals were cut back to before them, when the run was resumed. Where the
+    journals grow back to such a row, it is counted and not sent again.
 
     A batch is written here before it is sent. MLflow ignores a row that it holds already with the same time and value,
     so that sending the batch once more, as it stands here, brings each row there exactly once. Rows are counted by key
@@ -35,6 +46,7 @@ class Mark:
     described: bool = False
     closed: bool = False
     sent: dict[str, int] = field(default_factory=dict)
+    beyond: list[Row] = field(default_factory=list)
     batch: Batch | None = None
 
     @classmethod
@@ -44,8 +56,10 @@ class Mark:
         held = read_json(path) if path.exists() else {}
         if held.get("tracking_uri") != tracking_uri:
             return cls(tracking_uri)
-        batch = held.pop("batch")
-        return cls(**held, batch=None if batch is None else Batch(batch["timestamp"], [Row(*row) for row in batch["rows"]]))
+        batch, beyond = held.pop("batch"), _rows(held.pop("beyond", []))
+        if batch is not None:
+            batch = Batch(batch["timestamp"], _rows(batch["rows"]), _rows(batch.get("known", [])))
+        return cls(**held, beyond=beyond, batch=batch)
 
     def write(self, folder: Path) -> None:
         """Replaces `sender.json` in one step. Raises DiskError."""
@@ -58,10 +72,31 @@ class Mark:
 
     def done(self, folder: Path) -> None:
         """Notes that MLflow has the batch."""
-        for row in self.batch.rows if self.batch is not None else ():
+        for row in self.batch.all if self.batch is not None else ():
             self.sent[row.key] = self.sent.get(row.key, 0) + 1
         self.batch = None
         self.write(folder)
+
+    def cut_back(self, rows: Sequence[Row], step: int) -> None:
+        """The journals, which hold `rows`, are about to be cut back to the rows up to `step`."""
+        on_the_way = Counter(row.key for row in self.batch.all) if self.batch is not None else Counter()
+        kept: Counter[str] = Counter()
+        read: Counter[str] = Counter()
+        beyond = [row for row in self.beyond if row.step > step]
+        for row in rows:
+            read[row.key] += 1
+            if row.step <= step:
+                kept[row.key] += 1
+            elif read[row.key] <= self.sent.get(row.key, 0) + on_the_way[row.key]:
+                beyond.append(row)
+        # A batch on its way will be sent again as it stands, and counted then: what is cut of it is taken off before.
+        for key, count in self.sent.items() | {(key, 0) for key in on_the_way if key not in self.sent}:
+            self.sent[key] = min(count + on_the_way[key], kept[key]) - on_the_way[key]
+        self.beyond, self.closed = list(dict.fromkeys(beyond)), False
+
+
+def _rows(held: Iterable[Sequence[Any]]) -> list[Row]:
+    return [Row(*row) for row in held]
 
 
 class Tail:

@@ -2,71 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dnnkit.config import Config, Trainer
+from dnnkit.config import Config
+from dnnkit.config.sections import task_problems
 from dnnkit.data import DataSet, Source, prepare
-from dnnkit.errors import ConfigError, PluginError, Problem
+from dnnkit.data.augmentation import augmenting
+from dnnkit.data.memory import streams
+from dnnkit.data.resident import Augment
+from dnnkit.data.scaling import Scaling
+from dnnkit.errors import ConfigError, DataError, PluginError, Problem
 from dnnkit.network import component
 from dnnkit.registry import REGISTRIES
 
 if TYPE_CHECKING:
     from dnnkit.module import Module
 
-_DEFAULT_LOSS = {"classification": "cross_entropy"}
-_DEFAULT_METRICS = {"classification": ("acc",)}
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+_DEFAULT_LOSS = {"classification": "cross_entropy", "regression": "mse", "reconstruction": "mse"}
+_DEFAULT_METRICS = {"classification": ("acc",), "regression": ("mse", "mae", "r2"), "reconstruction": ("mse",)}
 
 
-def load_data(cfg: Config) -> DataSet:
-    """The config's data, split and standardised. Raises DataError, and ConfigError where a split would be empty."""
+def load_data(cfg: Config, device: torch.device | None = None) -> DataSet:
+    """The config's data, split and standardised, for training on `device` (default: the CPU).
+
+    Raises DataError, and ConfigError where a split would be empty or where data, task, loss and metrics do not fit.
+    """
     values = cfg.values["data"]
-    make = component("data", values)
+    source = _source(values, cfg.values["task"])
+    task = cfg.values["task"]
+    if task == "auto":
+        task = REGISTRIES["model"].get(cfg.values["model"]["name"]).facts.get("task", "auto")
+    needed = 4 * sum(given.x.numel() for _, given in source.splits())
+    if cfg.values["trainer"]["name"] == "ddp_cpu":  # every rank holds its own copy in the same memory
+        needed *= cfg.values["trainer"]["devices"]
+    stream = streams(values["loader"], needed, values["memory_share"], device or torch.device("cpu"))
+    settings = {key: values[key] for key in ("val_size", "test_size", "split", "standardize", "standardize_target")}
+    data = prepare(values["name"], source, **settings, seed=cfg.values["seed"], task=task, stream=stream)
+    if data.task == "classification" and data.outputs < 2:
+        raise DataError(f"data={values['name']}: there is one class only, in all {len(data.train.y)} training rows: nothing to tell apart")
+    problems = task_problems(cfg.values, data.task)
+    if problems:
+        raise ConfigError(problems)
+    return data
+
+
+def _source(values: dict[str, Any], task: str) -> Source:
+    make, record = component("data", values), REGISTRIES["data"].get(values["name"])
     assert make is not None
-    source = make(Path(values["root"]).expanduser() if values["root"] is not None else None)
+    offered = {"task": task} if "task" in record.offered else {}
+    source = make(Path(values["root"]).expanduser() if values["root"] is not None else None, **offered)
     if not isinstance(source, Source):
-        origin = REGISTRIES["data"].get(values["name"]).origin
-        raise PluginError(f"data={values['name']} ({origin}) has to return a dnnkit.data.Source, it returned {type(source).__name__}")
-    sizes = {key: values[key] for key in ("val_size", "test_size", "split", "standardize")}
-    return prepare(values["name"], source, **sizes, seed=cfg.values["seed"])
+        message = f"data={values['name']} ({record.origin}) has to return a dnnkit.data.Source, it returned {type(source).__name__}"
+        raise PluginError(message)
+    return source
 
 
-def choose_device(trainer: Trainer) -> torch.device:
-    """The device that `trainer=auto|cpu|gpu` means here; ConfigError for a GPU where there is none."""
-    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
-    if trainer.name == "gpu" and gpu is None:
-        raise ConfigError([Problem("trainer", "there is no GPU that PyTorch can use here", ("trainer=cpu", "trainer=auto"))])
-    if trainer.name == "cpu" or gpu is None:
-        return torch.device("cpu")
-    if str(trainer.precision) == "64" and gpu == "mps":
-        raise ConfigError([Problem("trainer.precision", "must be 32 or bf16 on Apple's GPU, got 64", ("trainer=cpu",))])
-    return torch.device(gpu, 0)
+def augment(cfg: Config) -> Augment | None:
+    """The chosen augmentation of training examples, or None."""
+    change = component("augmentation", cfg.values["augmentation"])
+    return None if change is None else augmenting(change, cfg.values["seed"])
 
 
 def check_batches(cfg: Config, data: DataSet, network: nn.Module) -> None:
-    """ConfigError for minibatches that the network cannot be trained on."""
-    size, rows = cfg.values["data"]["batch_size"], len(data.train.y)
+    """ConfigError for minibatches that the network cannot be trained on, or that have too little for every device."""
+    trainer, size, rows = cfg.values["trainer"], cfg.values["data"]["batch_size"], len(data.train.y)
+    devices = trainer["devices"]
     batch_norm = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
-    if batch_norm and (rows % size == 1 or size == 1):
-        better = next(other for other in range(size + 1, size + rows) if rows % other != 1)
-        message = f"leaves a minibatch of one example out of {rows}, which has no variance for batch normalization"
-        raise ConfigError([Problem("data.batch_size", f"{message}, got {size}", (f"data.batch_size={better}",))])
+    apart = batch_norm and not trainer["sync_batch_norm"]
+    least = max(devices * (2 if apart else 1), 2 if batch_norm else 1)
+    if (rows % size or size) >= least:
+        return
+    larger = (f"data.batch_size={other}" for other in range(size + 1, rows + 1) if (rows % other or other) >= least)
+    each = "one example on each device" if devices > 1 else "one example"
+    why = "two examples on each device, whose variance batch normalization takes" if apart and devices > 1 else each
+    why = "two examples, whose variance batch normalization takes" if batch_norm and least == 2 else why
+    message = f"leaves a minibatch of {rows % size or size} out of {rows} examples, and every minibatch needs {why}, got {size}"
+    raise ConfigError([Problem("data.batch_size", message, tuple(islice(larger, 1)))])
 
 
-def metric_names(cfg: Config) -> tuple[str, ...]:
+def metric_names(cfg: Config, task: str) -> tuple[str, ...]:
     """The metrics that the config asks for, or the task's own."""
     wanted = cfg.values["metrics"]
-    return _DEFAULT_METRICS["classification"] if wanted == "auto" else tuple(wanted)
+    return _DEFAULT_METRICS[task] if wanted == "auto" else tuple(wanted)
 
 
-def monitor(cfg: Config) -> tuple[str, str]:
+def monitor(cfg: Config, task: str) -> tuple[str, str]:
     """The validation metric that says which weights are best, and its direction, `min` or `max`."""
     chosen, mode = cfg.values["checkpoint"]["monitor"], cfg.values["checkpoint"]["mode"]
-    key = f"val/{next(iter(metric_names(cfg)), 'loss')}" if chosen == "auto" else chosen
+    key = f"val/{next(iter(metric_names(cfg, task)), 'loss')}" if chosen == "auto" else chosen
     if mode != "auto":
         return key, mode
     name = key.removeprefix("val/")
@@ -74,19 +106,50 @@ def monitor(cfg: Config) -> tuple[str, str]:
     return key, "max" if rises else "min"
 
 
-def assemble(cfg: Config, network: nn.Module) -> Module:
+def check_measures(cfg: Config, data: DataSet) -> None:
+    """Whatever the loss or a metric raises for outputs of this shape, such as ConfigError for `top_k` of few classes."""
+    target = data.train.y[:2]
+    loss, metrics = measures(cfg, data.task, data.target_scaling)
+    for measure in (loss, *metrics.values()):
+        measure(torch.zeros(len(target), data.outputs), target)
+
+
+def assemble(cfg: Config, network: nn.Module, data: DataSet) -> Module:
     """The LightningModule that trains `network` as the config says."""
     from dnnkit.module import Module, Recipe, Task
 
     values = cfg.values
-    loss = values["loss"] if values["loss"]["name"] != "auto" else {"name": _DEFAULT_LOSS["classification"]}
-    metrics = {name: REGISTRIES["metrics"].get(name).function for name in metric_names(cfg)}
     parts: dict[str, Any] = {
         group: component(group, values[group]) for group in ("optimizer", "scheduler", "clipping", "regularizer", "constraint")
     }
-    task = Task(_of("loss", loss), metrics)
+    task = Task(*measures(cfg, data.task, data.target_scaling))
     recipe = Recipe(parts["optimizer"], parts["scheduler"], parts["clipping"], parts["regularizer"], parts["constraint"], values["seed"])
     return Module(network, task, recipe, log_every=values["trainer"]["log_every_n_steps"])
+
+
+def measures(cfg: Config, task: str, target_scaling: Scaling | None) -> tuple[Measure, dict[str, Measure]]:
+    """The loss and the metrics by name, all of (prediction, target) as the network gives and takes them: standardised values, or logits."""
+    values = cfg.values["loss"]
+    loss = values if values["name"] != "auto" else {"name": _DEFAULT_LOSS[task]}
+    metrics: dict[str, Measure] = {name: REGISTRIES["metrics"].get(name).function for name in metric_names(cfg, task)}
+    if target_scaling is not None:
+        metrics = {name: _InUnits(metric, target_scaling) for name, metric in metrics.items()}
+    return _of("loss", loss), metrics
+
+
+class _InUnits:
+    """A metric of standardised predictions and targets, measured in the target's own units.
+
+    In float64 where the device has it: of years around 2000, float32 keeps three decimals.
+    """
+
+    def __init__(self, metric: Callable[[Tensor, Tensor], Tensor], scaling: Scaling) -> None:
+        self._metric, self._scaling = metric, scaling
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        dtype = torch.float32 if target.device.type == "mps" else torch.float64
+        std, mean = (part.to(target.device, dtype) for part in (self._scaling.std, self._scaling.mean))
+        return self._metric(prediction.to(dtype) * std + mean, target.to(dtype) * std + mean)
 
 
 def _of(group: str, values: dict[str, Any]) -> partial[Tensor]:

@@ -143,13 +143,15 @@ def _row(metrics: Mapping[str, Any], part: str) -> str:
 class StopOnSignal(pl.Callback):
     """During training, SIGINT and SIGTERM end it after the minibatches at hand; a second one ends it at once.
 
-    `received` is the signal, or None.
+    `received` is the signal, or None. Of several devices the first takes the signals, and all of them stop after the same
+    minibatches; then `agreed` is true on each.
     """
 
     chunked = True
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.agreed = False
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -159,9 +161,14 @@ class StopOnSignal(pl.Callback):
             if self.received is not None:
                 raise Interrupted(number, f"stopped at once by a second {signal.Signals(number).name}")
             self.received = signal.Signals(number)
-            trainer.should_stop = True
+            trainer.should_stop = trainer.should_stop or trainer.world_size == 1
 
-        self._before = take_signals(handle)
+        self._before = take_signals(handle) if trainer.is_global_zero else {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Ask the other devices' processes whether one was told to stop."""
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            self.agreed = trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give them back."""

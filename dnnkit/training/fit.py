@@ -7,28 +7,36 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
-from dnnkit.checkpoint import STATE_KEY, AtomicCheckpointIO, RunState, load_weights
+from dnnkit.checkpoint import STATE_KEY, AtomicCheckpointIO, RunState, load, load_weights
 from dnnkit.config import Config, Trainer
-from dnnkit.data import DataSet, Examples
-from dnnkit.data.resident import Batches, evaluation_batches
-from dnnkit.diagnostics import LayerSignal, as_metrics, probe
+from dnnkit.data import DataSet, Split
+from dnnkit.data.loaders import evaluation_batches, training_batches
+from dnnkit.data.resident import Batches
+from dnnkit.diagnostics import MOST_SAMPLES, LayerSignal, as_metrics, evenly_spaced, probe
 from dnnkit.errors import CheckpointError, Interrupted
 from dnnkit.loop import use_chunks
+from dnnkit.loop.strategy import RankStrategy, leave_signals_alone
+from dnnkit.loop.synced import SyncBatchNorm
 from dnnkit.module import Module
 from dnnkit.record import RunFolder, config_digest, read_journal
 from dnnkit.record.figures import confusion_matrix, learning_curves, learning_rate
 from dnnkit.record.identity import version
 from dnnkit.record.journal import METRICS
 from dnnkit.record.signal import write_signal
-from dnnkit.training.assemble import monitor
+from dnnkit.training.assemble import augment, monitor
 from dnnkit.training.callbacks import Bar, Clock, JournalLogger, StopOnSignal
+from dnnkit.training.keeping import LAST, Best, EachEpoch, Patience
+from dnnkit.training.place import Place, warn_of_unequal_weights
+
+log = logging.getLogger("dnnkit")
 
 #: Lightning's advice that does not apply: metrics are flushed at an epoch's end too, and there are no workers.
 _BESIDE_THE_POINT = (
@@ -37,8 +45,10 @@ _BESIDE_THE_POINT = (
     r".*GPU available but not used",
     r".*Checkpoint directory .* exists and is not empty",
     r".*isinstance\(treespec, LeafSpec\)",
+    r".*sync_dist=True",
+    r".*callbacks used to create the checkpoint need to be provided",
 )
-_PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
 
 
 class KeepState(Callback):
@@ -53,79 +63,159 @@ class KeepState(Callback):
 
 
 def fit_and_test(
-    cfg: Config, settings: Trainer, data: DataSet, module: Module, device: torch.device, folder: RunFolder, console: Console
+    cfg: Config,
+    settings: Trainer,
+    data: DataSet,
+    module: Module,
+    device: torch.device,
+    folder: RunFolder,
+    console: Console,
+    place: Place = Place(),  # noqa: B008 - frozen
 ) -> dict[str, float]:
     """Train to the end, test on the best weights, draw the figures; the last value of every metric by key.
 
+    On several devices this is what the first rank does, and `train_along` what the others do.
     Raises Interrupted after a signal, with `checkpoints/last.ckpt` at the state of that moment.
     """
-    stop = StopOnSignal()
-    best = _best(cfg, folder)
-    last = folder.path / "checkpoints" / "last.ckpt"
-    train = Batches(*_as(data.train, settings), cfg.values["data"]["batch_size"], cfg.values["seed"]).to(device)
-    with _quiet():
-        callbacks = [best, KeepState(_state(cfg, data)), Clock(folder.journal), Bar(console), stop]
-        trainer = _trainer(cfg, settings, device, folder, callbacks)
-        start = _probe(module, data, folder, 0)
-        trainer.fit(module, train, evaluation_batches(*_as(data.validation, settings)).to(device))
-        trainer.save_checkpoint(last)
+    stop, each = StopOnSignal(), EachEpoch(folder.path / "checkpoints")
+    point = folder.resume_point
+    best = _best(cfg, data.task, folder, point)
+    logger = JournalLogger(folder.journal)
+    with quiet():
+        callbacks = [best, each, KeepState(_state(cfg, data)), Clock(folder.journal), Bar(console), stop]
+        trainer = _trainer(cfg, settings, data.task, device, folder, callbacks, place, logger)
+        start = _probe(module, data)
+        if point is None:
+            folder.journal.log(0, as_metrics(start))
+        _fit(trainer, module, cfg, settings, data, device, place, point)
+        each.keep_the_end(trainer)
         # After the checkpoint, so that nothing here can cost it; before the best weights take the last ones' place.
-        end = _probe(module, data, folder, trainer.global_step)
+        end = _probe(module, data)
+        if trainer.global_step > folder.record.resumed_step:
+            folder.journal.log(trainer.global_step, as_metrics(end))
         write_signal(folder.path, {"start": start, "end": end})
         if stop.received is not None:
             _draw(folder)
             cause = f"stopped by {stop.received.name} after {trainer.global_step} optimizer steps"
-            raise Interrupted(stop.received, cause, f"the state of that moment is in {last}")
+            raise Interrupted(stop.received, cause, f"the state of that moment is in {folder.path / 'checkpoints' / LAST}")
         _take_best(best, module)
-        trainer.test(module, evaluation_batches(*_as(data.test, settings)).to(device), verbose=False)
+        trainer.test(module, _evaluation(cfg, settings, data.test, place).to(device), verbose=False)
     _draw(folder)
     _draw_confusion(folder, module, data)
     return {row.key: row.value for row in read_journal(folder.path / METRICS)}
 
 
-def _probe(module: Module, data: DataSet, folder: RunFolder, step: int) -> list[LayerSignal]:
-    """Measure the signal in each layer on training examples, and write it into the journal."""
-    signals = probe(module.net, data.train.x, data.train.y, module.task.loss)
-    folder.journal.log(step, as_metrics(signals))
-    return signals
+def train_along(
+    cfg: Config, settings: Trainer, data: DataSet, module: Module, device: torch.device, folder: RunFolder, place: Place
+) -> None:
+    """What a rank other than the first does of `fit_and_test`: its share of every minibatch, and nothing that writes."""
+    stop, each = StopOnSignal(), EachEpoch(folder.path / "checkpoints")
+    point = folder.resume_point
+    best = _best(cfg, data.task, folder, point)
+    with quiet():
+        callbacks = [best, each, KeepState(_state(cfg, data)), stop]
+        trainer = _trainer(cfg, settings, data.task, device, folder, callbacks, place, False)
+        _fit(trainer, module, cfg, settings, data, device, place, point)
+        each.keep_the_end(trainer)  # the first rank writes, while the others wait
+        if not stop.agreed:
+            _take_best(best, module)
+            trainer.test(module, _evaluation(cfg, settings, data.test, place).to(device), verbose=False)
 
 
-def _best(cfg: Config, folder: RunFolder) -> ModelCheckpoint:
-    key, mode = monitor(cfg)
-    return ModelCheckpoint(
-        dirpath=folder.path / "checkpoints",
-        filename="best",
-        monitor=key,
-        mode=mode,
-        save_last=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
+def _fit(
+    trainer: pl.Trainer,
+    module: Module,
+    cfg: Config,
+    settings: Trainer,
+    data: DataSet,
+    device: torch.device,
+    place: Place,
+    point: Path | None,
+) -> None:
+    """Train, from the start or from the epoch's end that `point` holds."""
+    train, validation = _training(cfg, settings, data, place).to(device), _evaluation(cfg, settings, data.validation, place).to(device)
+    if point is not None and str(settings.precision) == "64":
+        module.double()  # Lightning converts it after it has loaded the weights, which would be rounded
+    trainer.fit(module, train, validation, ckpt_path=point, weights_only=None if point is None else True)
+    if place.world > 1:
+        warn_of_unequal_weights(module.net)
+
+
+def _training(cfg: Config, settings: Trainer, data: DataSet, place: Place) -> Batches:
+    values = cfg.values["data"]
+    x, y = in_precision(data.train, settings)
+    return training_batches(
+        x,
+        y,
+        values["batch_size"],
+        cfg.values["seed"],
+        rank=place.rank,
+        world=place.world,
+        augment=augment(cfg),
+        workers=values["workers"],
     )
 
 
-def _trainer(cfg: Config, settings: Trainer, device: torch.device, folder: RunFolder, callbacks: list[Callback]) -> pl.Trainer:
-    key, mode = monitor(cfg)
+def _evaluation(cfg: Config, settings: Trainer, split: Split, place: Place) -> Batches:
+    return evaluation_batches(*in_precision(split, settings), rank=place.rank, world=place.world, workers=cfg.values["data"]["workers"])
+
+
+def _probe(module: Module, data: DataSet) -> list[LayerSignal]:
+    """Measure the signal in each layer on training examples."""
+    rows = evenly_spaced(len(data.train.x), MOST_SAMPLES)
+    return probe(module.net, data.train.x[rows], data.train.y[rows], module.task.loss)
+
+
+def _best(cfg: Config, task: str, folder: RunFolder, point: Path | None) -> Best:
+    key, mode = monitor(cfg, task)
+    checkpoints = folder.path / "checkpoints"
+    # What was best after the point that a resume goes back to belongs to a part of the run that no longer is.
+    beyond = point is not None and int(load(checkpoints / "best.ckpt")["global_step"]) > folder.record.resumed_step
+    if beyond:
+        log.warning("best.ckpt is of a step after the one that the run goes on from: the best weights are looked for anew from here on")
+    return Best(checkpoints, key, mode, anew=beyond)
+
+
+def _trainer(
+    cfg: Config,
+    settings: Trainer,
+    task: str,
+    device: torch.device,
+    folder: RunFolder,
+    callbacks: list[Callback],
+    place: Place,
+    logger: Logger | Literal[False],
+) -> pl.Trainer:
+    key, mode = monitor(cfg, task)
     if settings.early_stopping is not None:
-        callbacks = [*callbacks, EarlyStopping(key, mode=mode, patience=settings.early_stopping)]
+        callbacks = [*callbacks, Patience(key, mode=mode, patience=settings.early_stopping)]
     trainer = pl.Trainer(
         accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type],
-        devices=1,
-        precision=_PRECISIONS[str(settings.precision)],
+        **_devices(settings, place),
+        precision=PRECISIONS[str(settings.precision)],
         max_epochs=settings.max_epochs,
         accumulate_grad_batches=settings.accumulate_grad_batches,
         limit_train_batches=settings.limit_train_batches,
         limit_val_batches=settings.limit_val_batches,
         val_check_interval=settings.val_check_interval,
         log_every_n_steps=settings.log_every_n_steps,
-        logger=JournalLogger(folder.journal),
+        logger=logger,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *([SyncBatchNorm()] if place.world > 1 and settings.sync_batch_norm else [])],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder.path,
     )
-    return use_chunks(trainer, settings.chunk_size)
+    return use_chunks(leave_signals_alone(trainer) if place.world > 1 else trainer, settings.chunk_size)
+
+
+def _devices(settings: Trainer, place: Place) -> dict[str, Any]:
+    """The Trainer's arguments that say which rank of how many this process is."""
+    if place.world == 1:
+        return {"devices": 1}
+    strategy = RankStrategy(place.rank, place.world, place.local_rank, place.node)
+    return {"devices": settings.devices, "num_nodes": place.nodes, "strategy": strategy, "use_distributed_sampler": False}
 
 
 def _state(cfg: Config, data: DataSet) -> RunState:
@@ -136,16 +226,25 @@ def _state(cfg: Config, data: DataSet) -> RunState:
         inputs=data.inputs,
         outputs=data.outputs,
         classes=data.classes,
-        mean=data.mean,
-        std=data.std,
+        mean=data.scaling.mean,
+        std=data.scaling.std,
+        fill=data.scaling.fill,
+        target_mean=None if data.target_scaling is None else data.target_scaling.mean,
+        target_std=None if data.target_scaling is None else data.target_scaling.std,
+        task=data.task,
+        columns=data.columns,
+        targets=data.targets,
+        encoding=None if data.encoding is None else dict(data.encoding),
         seed=values["seed"],
         version=version(),
     )
 
 
-def _as(examples: Examples, settings: Trainer) -> Examples:
-    """The examples in the precision of the run; mixed precision takes them as float32."""
-    return Examples(examples.x.double(), examples.y) if str(settings.precision) == "64" else examples
+def in_precision(split: Split, settings: Trainer) -> Split:
+    """The examples and values in the precision of the run; mixed precision takes them as float32."""
+    if str(settings.precision) != "64":
+        return split
+    return Split(*(part.double() if part.dtype == torch.float32 else part for part in split))
 
 
 def _take_best(best: ModelCheckpoint, module: Module) -> None:
@@ -155,7 +254,7 @@ def _take_best(best: ModelCheckpoint, module: Module) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Lightning's notices about the machine, and its advice on loaders that are not used here, stay off the terminal."""
     lightning = logging.getLogger("pytorch_lightning"), logging.getLogger("lightning_fabric")
     levels = [logger.level for logger in lightning]
@@ -177,6 +276,8 @@ def _draw(folder: RunFolder) -> None:
 
 
 def _draw_confusion(folder: RunFolder, module: Module, data: DataSet) -> None:
+    if data.task != "classification":
+        return
     seen = module.evaluations["test"]
     pairs = seen.target.cpu() * data.outputs + seen.prediction.argmax(1).cpu()
     counts = torch.bincount(pairs, minlength=data.outputs**2).reshape(data.outputs, data.outputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,17 @@ from dnnkit import plugins
 from dnnkit.config import Config, Tracking, Trainer
 from dnnkit.data import DataSet
 from dnnkit.errors import DivergedError, DnnkitError, Interrupted
-from dnnkit.network import build_network, chosen_initializers
+from dnnkit.network import build_network, chosen_initializers, remarks
 from dnnkit.record import RunFolder, new_run
 from dnnkit.record.identity import DnnkitStatus, Status, scrub, strip_credentials
-from dnnkit.sender import resolve_uri
-from dnnkit.training.assemble import assemble, check_batches, choose_device, load_data
+from dnnkit.sender import Sender, resolve_uri
+from dnnkit.training.assemble import assemble, check_batches, check_measures, load_data
+from dnnkit.training.devices import check_world, choose_device, choose_threads
+from dnnkit.training.place import Place
+from dnnkit.training.ranks import Ranks
 from dnnkit.training.senders import Result, Senders
 from dnnkit.training.signals import give_signals, take_signals
-from dnnkit.training.summary import layers, table
+from dnnkit.training.summary import data_lines, layers, table
 
 if TYPE_CHECKING:
     from dnnkit.module import Module
@@ -57,15 +60,18 @@ def build(cfg: Config) -> Module:
     `module(x)` maps standardised x of shape `(batch, *inputs)` to logits of shape `(batch, classes)`. The data are
     loaded, because they say how many inputs and classes there are. Raises DataError, ConfigError, PluginError.
     """
-    return assemble(cfg, prepare_run(cfg).network)
+    run = prepare_run(cfg)
+    return assemble(cfg, run.network, run.data)
 
 
-def prepare_run(cfg: Config) -> Prepared:
+def prepare_run(cfg: Config, local_rank: int = 0) -> Prepared:
     """Find out everything that can go wrong before a folder, a process or an MLflow run is made."""
     trainer, tracking = Trainer(**cfg.values["trainer"]), Tracking(**cfg.values["tracking"])
-    device = choose_device(trainer)
-    data = load_data(cfg)
-    network = build_network(cfg.values, data.inputs, data.outputs, cfg.values["seed"])
+    check_world(trainer)
+    device = choose_device(trainer, local_rank)
+    data = load_data(cfg, device)
+    check_measures(cfg, data)
+    network = build_network({**cfg.values, "task": data.task}, data.inputs, data.outputs, cfg.values["seed"])
     check_batches(cfg, data, network)
     uri = resolve_uri(tracking.uri, Path.cwd(), os.environ) if tracking.name == "mlflow" else None
     return Prepared(_without_credentials(cfg), data, network, device, trainer, tracking, uri)
@@ -89,8 +95,9 @@ def train(cfg: Config, *, senders: Senders | None = None, sweep: str | None = No
     console = console or Console(quiet=not cfg.values["trainer"]["progress_bar"])
     threads = torch.get_num_threads()
     try:
-        if cfg.values["trainer"]["threads"] is not None:
-            torch.set_num_threads(cfg.values["trainer"]["threads"])
+        wanted = choose_threads(Trainer(**cfg.values["trainer"]))
+        if wanted is not None:
+            torch.set_num_threads(wanted)
         run = prepare_run(cfg)
         if senders is not None:
             return _record(run, senders, sweep, console)
@@ -103,19 +110,26 @@ def train(cfg: Config, *, senders: Senders | None = None, sweep: str | None = No
 
 def _record(run: Prepared, senders: Senders, sweep: str | None, console: Console) -> Result:
     sender = None if run.uri is None else senders.start(run.uri)
+    folder = new_run(
+        Path(run.tracking.runs),
+        run.cfg.values["name"],
+        experiment=run.tracking.experiment,
+        tracking_uri=run.uri,
+        log_model=run.tracking.log_model,
+    )
+    return carry_out(run, folder, lambda: _describe(folder, run, sweep), senders, sender, console)
+
+
+def carry_out(
+    run: Prepared, folder: RunFolder, describe: Callable[[], None], senders: Senders, sender: Sender | None, console: Console
+) -> Result:
+    """Train in a run folder whose record says RUNNING, after `describe` has written what is known before; its end is recorded."""
     before: dict[int, Any] = {}
     try:
-        folder = new_run(
-            Path(run.tracking.runs),
-            run.cfg.values["name"],
-            experiment=run.tracking.experiment,
-            tracking_uri=run.uri,
-            log_model=run.tracking.log_model,
-        )
         with _ending(folder):
             before = _interruptible()
             with folder.log():
-                _describe(folder, run, sweep)
+                describe()
                 if sender is not None:
                     senders.announce(sender, folder.path, run.tracking.wait_s)
                 metrics, module = _execute(run, folder, console)
@@ -150,29 +164,59 @@ def _describe(folder: RunFolder, run: Prepared, sweep: str | None) -> None:
     """Everything about the run that is known before it starts."""
     folder.write_config(run.cfg.values, run.cfg.overrides)
     folder.write_environment(str(run.device))
-    versions = {plugin.package: plugin.version for plugin in plugins.load() if not plugin.error}
-    device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
-    folder.write_tags(run.cfg.values, device=device, plugins=versions, sweep=sweep)
+    folder.write_tags(run.cfg.values, **equipment(run), sweep=sweep)
     card = run.data.card
-    folder.write_dataset(card["name"], run.data.fingerprint, origin=card["origin"], inputs=run.data.inputs, card=card)
+    values = None if run.data.target_scaling is None else run.data.outputs
+    folder.write_dataset(card["name"], run.data.fingerprint, origin=card["origin"], inputs=run.data.inputs, values=values, card=card)
+    log.info("task: %s; data: %s, %s", card["task"], card["name"], card["loader"])
+    for decision in card.get("decisions", ()):
+        log.info("data: %s", decision)
     log.info("initializers: %s", ", ".join(f"{name} for {layer}" for layer, name in chosen_initializers(run.network).items()))
+    for layer, remark in remarks(run.network).items():
+        log.info("%s: %s", layer, remark)
     for plugin in plugins.failed():
         log.warning("the plugin %r of %s failed to load: %s", plugin.name, plugin.package, plugin.error)
 
 
+def equipment(run: Prepared) -> dict[str, Any]:
+    """The tags that say with what a run computes: the device's name, and the version of each plugin package."""
+    versions = {plugin.package: plugin.version for plugin in plugins.load() if not plugin.error}
+    return {"device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type, "plugins": versions}
+
+
 def _execute(run: Prepared, folder: RunFolder, console: Console) -> tuple[dict[str, float], Module]:
     """Train, test on the best weights, draw; the final metrics and the module."""
-    # Lightning takes seconds to import: by now the sender is importing MLflow beside it.
-    from dnnkit.training.fit import fit_and_test
-
-    console.print(table(layers(run.network, run.data.inputs)))
-    module = assemble(run.cfg, run.network)
     try:
-        metrics = fit_and_test(run.cfg, run.trainer, run.data, module, run.device, folder, console)
+        with Ranks(run.trainer, folder) as ranks:
+            # Lightning takes seconds to import: by now the sender is importing MLflow beside it, and so do other ranks PyTorch.
+            from dnnkit.training.fit import fit_and_test
+
+            for line in data_lines(run.data.card):
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(table(layers(run.network, run.data.inputs)))
+            module = assemble(run.cfg, run.network, run.data)
+            place = ranks.join(run.device, run.cfg.values, run.data.fingerprint, run.network)
+            _say_how(run, place, console)
+            metrics = fit_and_test(run.cfg, run.trainer, run.data, module, run.device, folder, console, place)
     except Exception:
         log.info("the run ended early", exc_info=True)  # the terminal gets one message, from whoever catches the error
         raise
     return metrics, module
+
+
+def _say_how(run: Prepared, place: Place, console: Console) -> None:
+    """On several devices, what is not as on one."""
+    if place.world == 1:
+        return
+    count = torch.get_num_threads()
+    threads = f", {count} CPU thread{'s' if count > 1 else ''} each" if run.device.type == "cpu" else ""
+    text = f"{place.world} ranks{threads}: each takes its share of every minibatch of {run.cfg.values['data']['batch_size']}"
+    log.info("%s", text)
+    console.print(text, highlight=False)
+    normalizing = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in run.network.modules())
+    if normalizing and not run.trainer.sync_batch_norm:
+        how = "trainer.sync_batch_norm=true normalizes over the whole minibatch; checkpoints hold the first rank's moving statistics"
+        log.warning("each of the %d devices normalizes its own share of a minibatch: %s", place.world, how)
 
 
 def _interruptible() -> dict[int, Any]:

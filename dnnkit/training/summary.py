@@ -1,18 +1,21 @@
-"""The network as a table: layer by layer, its shape, its parameters, trainable and not."""
+"""What a run says before it starts: the data in a few lines, and the network as a table, layer by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One line of the summary. `fixed` counts frozen parameters and moving statistics."""
+    """One line of the summary. `fixed` counts frozen parameters and moving statistics; `remark` is what the model says of it."""
 
     name: str
     type: str
@@ -20,6 +23,12 @@ class Layer:
     shape: tuple[int, ...]
     trainable: int
     fixed: int
+    remark: str = ""
+
+    @property
+    def total(self) -> int:
+        """Parameters and moving statistics together, as Keras counts them."""
+        return self.trainable + self.fixed
 
 
 def layers(network: nn.Module, inputs: tuple[int, ...]) -> list[Layer]:
@@ -54,30 +63,34 @@ def _layer(name: str, module: nn.Module, shape: tuple[int, ...]) -> Layer:
     own = list(module.parameters(recurse=False))
     trainable = sum(parameter.numel() for parameter in own if parameter.requires_grad)
     statistics = sum(buffer.numel() for key, buffer in module.named_buffers(recurse=False) if key != "num_batches_tracked")
-    initializer = str(getattr(module, "initializer", ""))
-    return Layer(name, type(module).__name__, initializer, shape, trainable, sum(p.numel() for p in own) - trainable + statistics)
+    initializer, remark = (str(getattr(module, note, "")) for note in ("initializer", "remark"))
+    return Layer(name, type(module).__name__, initializer, shape, trainable, sum(p.numel() for p in own) - trainable + statistics, remark)
 
 
-def table(found: list[Layer]) -> Table:
-    """The summary to print."""
+#: So many decisions about a table's columns are printed; the log and the card have all.
+MOST_DECISIONS = 12
+
+
+def data_lines(card: Mapping[str, Any]) -> list[str]:
+    """What is trained on, in lines for a terminal: the task, the sizes of the splits, and what was decided about a table."""
+    sizes = ", ".join(f"{count:,} {part}" for part, count in card["sizes"].items())
+    streamed = ", streamed" if card["loader"] == "stream" else ""
+    decisions = list(card.get("decisions", ()))
+    more = len(decisions) - MOST_DECISIONS
+    said = decisions if more <= 0 else [*decisions[:MOST_DECISIONS], f"… and {more} more; run.log has all"]
+    return [f"{card['name']}: {card['task']}; {sizes}{streamed}", *(f"  {line}" for line in said)]
+
+
+def table(found: list[Layer]) -> Group:
+    """The summary to print: a line for each layer, the totals, and the remarks."""
     rich = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, justify in (
-        ("layer", "left"),
-        ("type", "left"),
-        ("output", "left"),
-        ("initializer", "left"),
-        ("trainable", "right"),
-        ("not trained", "right"),
-    ):
-        rich.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for heading in ("layer", "type", "output", "initializer", "parameters", "not trained"):
+        rich.add_column(heading, justify="right" if heading in ("parameters", "not trained") else "left")
     for layer in found:
         shape = " × ".join(map(str, layer.shape)) or "—"
-        rich.add_row(layer.name, layer.type, shape, layer.initializer, _count(layer.trainable), _count(layer.fixed))
-    trainable, fixed = sum(layer.trainable for layer in found), sum(layer.fixed for layer in found)
+        rich.add_row(layer.name, layer.type, shape, layer.initializer, f"{layer.total:,}", f"{layer.fixed:,}" if layer.fixed else "·")
+    total, fixed = sum(layer.total for layer in found), sum(layer.fixed for layer in found)
     rich.add_section()
-    rich.add_row(f"{trainable + fixed:,} parameters", "", "", "", f"{trainable:,}", f"{fixed:,}", style="bold")
-    return rich
-
-
-def _count(number: int) -> str:
-    return f"{number:,}" if number else "·"
+    rich.add_row("total", "", "", "", f"{total:,}", f"{fixed:,}", style="bold")
+    lines = [f"{total:,} parameters, {total - fixed:,} of them trained"]
+    return Group(rich, *(Text(line) for line in [*lines, *(f"{layer.name}: {layer.remark}" for layer in found if layer.remark)]))

@@ -2,6 +2,8 @@
 
 from dnnkit_plugins import (
     activations,
+    augmentations,
+    bundled_data,
     clippings,
     constraints,
     data_sources,
@@ -12,12 +14,16 @@ from dnnkit_plugins import (
     models,
     normalizations,
     optimizers,
+    own_data,
     regularizers,
     schedulers,
+    table_data,
 )
 
 __all__ = [
     "activations",
+    "augmentations",
+    "bundled_data",
     "clippings",
     "constraints",
     "data_sources",
@@ -28,6 +34,8 @@ __all__ = [
     "models",
     "normalizations",
     "optimizers",
+    "own_data",
     "regularizers",
     "schedulers",
+    "table_data",
 ]

@@ -1,11 +1,12 @@
-"""Data sources: tensors with their description, found on this machine."""
+"""Data sources of images: scikit-learn's digits, MNIST and Fashion-MNIST; found on this machine, or downloaded once."""
 
 from pathlib import Path
 
 import torch
 
 from dnnkit.data import Examples, Source
-from dnnkit.data.files import Found, Known, find_files
+from dnnkit.data.download import obtain_files
+from dnnkit.data.files import Found, Known
 from dnnkit.data.idx import parse_idx
 from dnnkit.registry import data_sources
 
@@ -24,6 +25,12 @@ FASHION_MNIST = {
     _TEST_X: Known("5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b", 7840016),
     _TEST_Y: Known("0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34", 10008),
 }
+#: Folders on the web that hold the four files, each with `.gz` after its name.
+MNIST_MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist")
+FASHION_MIRRORS = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+)
 DIGITS = tuple("0123456789")
 CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 #: Where Debian's package dataset-fashion-mnist puts the files.
@@ -49,26 +56,26 @@ def digits(root: Path | None) -> Source:
 
 @data_sources.register("mnist")
 def mnist(root: Path | None) -> Source:
-    """70,000 handwritten digits of 28 × 28 pixels from 0 to 255, shape `(1, 28, 28)`, ten classes; from four local IDX files.
+    """70,000 handwritten digits of 28 × 28 pixels from 0 to 255, shape `(1, 28, 28)`, ten classes; four IDX files.
 
-    Its own test split, the last 10,000, is used; validation is taken from the other 60,000 as `data.split` says. Images,
-    standardised by channel.
+    They are looked for on this machine, else downloaded (12 MB). Its own test split of 10,000 is used; validation is taken
+    from the other 60,000 as `data.split` says. Images, standardised by channel.
     Source: LeCun, Bottou, Bengio & Haffner 1998.
     """
-    found = find_files(root, "mnist", MNIST, cure=OFFLINE)
+    found = obtain_files(root, "mnist", MNIST, MNIST_MIRRORS, cure=OFFLINE)
     return _images(found, DIGITS, "handwritten digits, 28 × 28")
 
 
 @data_sources.register("fashion_mnist")
 def fashion_mnist(root: Path | None) -> Source:
-    """70,000 pictures of clothes, 28 × 28 pixels from 0 to 255, shape `(1, 28, 28)`, ten classes; from four local IDX files.
+    """70,000 pictures of clothes, 28 × 28 pixels from 0 to 255, shape `(1, 28, 28)`, ten classes; four IDX files.
 
-    Its own test split, the last 10,000, is used; validation is taken from the other 60,000 as `data.split` says. Images,
-    standardised by channel.
+    They are looked for on this machine, else downloaded (31 MB). Its own test split of 10,000 is used; validation is taken
+    from the other 60,000 as `data.split` says. Images, standardised by channel.
     Source: Xiao, Rasul & Vollgraf 2017.
     """
     cure = f"or, on Debian and Ubuntu: apt install dataset-fashion-mnist\n  {OFFLINE}"
-    found = find_files(root, "fashion_mnist", FASHION_MNIST, system=(DEBIAN,), cure=cure)
+    found = obtain_files(root, "fashion_mnist", FASHION_MNIST, FASHION_MIRRORS, system=(DEBIAN,), cure=cure)
     return _images(found, CLOTHES, "pictures of clothes, 28 × 28")
 
 

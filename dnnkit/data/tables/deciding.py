@@ -1,0 +1,217 @@
+"""What each column of a training file is, and what its target asks for; decided from the cells, and said."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from dnnkit.data.tables.cells import numbers, texts
+from dnnkit.data.tables.comma import MISSING
+from dnnkit.data.tables.encoding import ColumnEncoding, TableEncoding, TargetEncoding, class_labels
+from dnnkit.data.tables.spelling import Floats, comma_numbers, hint, integers, true_or_false
+from dnnkit.data.tables.table import Column, Table, listed
+from dnnkit.errors import ConfigError, DataError, Problem
+
+#: A column of which at least this share is numbers was meant as numbers.
+_MEANT_AS_NUMBERS = 0.9
+#: A text column is taken for ids or names where it has more than so many values and this share of its rows differ.
+_ID_VALUES, _ID_SHARE = 10, 0.9
+#: Integers are classes where there are at most so many, each of so many rows on average.
+_FEW_INTEGERS, _MORE_INTEGERS = (10, 2), (20, 20)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the config asks of a table: its target, the task, and which columns are left out or taken as categories.
+
+    `task` is `auto`, or one that the target has to allow; `reconstruction` needs nothing of it.
+    """
+
+    target: str
+    task: str = "auto"
+    ignore: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    max_categories: int = 50
+    missing: tuple[str, ...] = MISSING
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a table is read: the encoding, the columns as JSON values for the card, and the same in sentences."""
+
+    encoding: TableEncoding
+    columns: tuple[dict[str, Any], ...]
+    sentences: tuple[str, ...]
+
+
+def decide(table: Table, question: Question) -> Decision:
+    """The kind of every column and of the target. Raises DataError and ConfigError as `data=csv` documents them."""
+    used = _used(table, question)
+    target, said = decide_target(table, question)
+    columns = tuple(_feature(table, column, question) for column in used)
+    encoding = TableEncoding(columns, target, question.missing, question.ignore)
+    if len(set(encoding.features)) < len(encoding.features):
+        twice = next(name for name, count in Counter(encoding.features).items() if count > 1)
+        raise DataError(f"{table.path}: two columns would both give a feature called {twice!r}", "rename one of them")
+    rows = tuple(_row(table, column) for column in columns)
+    return Decision(encoding, rows, (said, *(_sentence(row) for row in rows), *_suspects(table, encoding)))
+
+
+def _used(table: Table, question: Question) -> list[Column]:
+    """The columns that are features, in the order of the file."""
+    for name in question.ignore:
+        if name != "":
+            table.column(name, "data.ignore names it")
+    for name in question.categories:
+        table.column(name, "data.categories names it")
+    table.column(question.target, "data.target names it")
+    twice = {question.target} & {*question.ignore, *question.categories}
+    if twice:
+        raise ConfigError([Problem("data.target", f"{question.target!r} is the target: it cannot be in data.ignore or data.categories")])
+    used = [column for name, column in table.columns.items() if name != question.target and name not in question.ignore]
+    nameless = [column.name for column in used if column.name == "" or column.name.startswith("__index_level_")]
+    if nameless:
+        number = list(table.columns).index(nameless[0]) + 1
+        cause = f"{table.path}: column {number} has no name of its own; it may be the index that pandas writes beside a table"
+        raise DataError(cause, f"name it in the file, or leave it out: data.ignore=[{nameless[0] or repr('')}]")
+    if not used:
+        raise DataError(f"{table.path} has no column besides the target {question.target!r} and those that are ignored", _DELIMITER)
+    return used
+
+
+_DELIMITER = "name the delimiter with data.delimiter if the columns were not told apart"
+
+
+def _feature(table: Table, column: Column, question: Question) -> ColumnEncoding:
+    where, ignoring = f"{table.path}: column {column.name!r}", f"leave it out: data.ignore=[{column.name}]"
+    if column.said != "other" and column.missing.all():
+        raise DataError(f"{where} has no value in any of {len(table)} rows", ignoring)
+    kind = "category" if column.name in question.categories else kind_of(table, column)
+    if kind == "number":
+        numbers(table, column)  # an infinity is refused here
+        return ColumnEncoding(column.name, "number")
+    if kind == "boolean":
+        return ColumnEncoding(column.name, "boolean")
+    held = [text for text, gone in zip(texts(table, column), column.missing.tolist(), strict=True) if not gone]
+    categories = sorted(set(held))
+    advice = f"{hint(held)}; or {ignoring}" if hint(held) else ignoring
+    if len(categories) > _ID_VALUES and len(categories) > _ID_SHARE * len(held):
+        cause = f"{where} has {len(categories)} distinct texts in {len(held)} rows, as ids and names have; {_first(table, column)}"
+        raise DataError(cause, advice)
+    if len(categories) > question.max_categories:
+        rule = f"more than data.max_categories={question.max_categories}"
+        raise DataError(f"{where} has {len(categories)} categories, {rule}; {_first(table, column)}", advice)
+    return ColumnEncoding(column.name, "category", tuple(categories))
+
+
+def _first(table: Table, column: Column) -> str:
+    row = int((~column.missing).argmax())
+    return f"the first is {texts(table, column)[row]!r} in {table.at(row)}"
+
+
+def kind_of(table: Table, column: Column) -> Literal["number", "boolean", "category"]:
+    """What the values are. DataError for numbers with a decimal comma, and for numbers among which a few texts stand."""
+    if column.said in ("integer", "floating"):
+        return "number"
+    if column.said in ("boolean", "text", "other"):
+        return "boolean" if column.said == "boolean" else "category"
+    present = column.present
+    if true_or_false(present):
+        return "boolean"
+    strange = np.isnan(column.numbers) & ~column.missing
+    if not strange.any():
+        return "number"
+    where, text = f"{table.path}: column {column.name!r}", column.texts[int(strange.argmax())]
+    if comma_numbers(present):
+        raise DataError(f"{where} is not read as numbers: {text!r} in {table.at(int(strange.argmax()))}", hint(present))
+    if strange.sum() <= (1 - _MEANT_AS_NUMBERS) * len(present):
+        share = f"{len(present) - int(strange.sum())} of its {len(present)} values"
+        cure = f"mend it, add it to data.missing if it marks a missing value, or take all as texts: data.categories=[{column.name}]"
+        raise DataError(f"{where} holds numbers in {share}, but {text!r} in {table.places(strange)}", cure)
+    return "category"
+
+
+def decide_target(table: Table, question: Question) -> tuple[TargetEncoding, str]:
+    """How the target is read, and a sentence that says so and why.
+
+    `auto`: texts and truth values are classes, numbers with a fraction or an exponent are values to predict; integers are
+    classes where there are at most 10 of them in at least twice as many rows, or at most 20 in 20 times as many.
+    Raises DataError where the target is missing somewhere, constant, or not what the task needs.
+    """
+    column = table.column(question.target, "data.target names it")
+    if column.missing.any():
+        cause = f"{table.path}: the target {column.name!r} is missing in {table.places(column.missing)}"
+        raise DataError(cause, "fill it in, or take these rows out of the file")
+    found = kind_of(table, column)
+    kind: Literal["number", "boolean", "text"] = "text" if found == "category" else found
+    labels = class_labels(table, column, kind)
+    distinct = sorted(set(labels), key=float) if kind == "number" else sorted(set(labels))
+    whole = column.said == "integer" or (column.said == "cells" and kind == "number" and integers(column.present))
+    task, reason = _task(question.task, kind, whole, len(distinct), len(table))
+    said = _NOUNS["integer" if whole else kind].format(len(distinct))
+    sentence = f"data.target {column.name!r} has {said}: {task}{reason}"
+    if question.task != "reconstruction":
+        _check_task(table, column, task, kind, distinct)
+    return TargetEncoding(column.name, kind, tuple(distinct) if task == "classification" else None), sentence
+
+
+_NOUNS = {
+    "text": "{} distinct texts",
+    "boolean": "{} distinct truth values",
+    "integer": "{} distinct integers",
+    "number": "{} distinct numbers, not all integers",
+}
+
+
+def _task(asked: str, kind: str, whole: bool, distinct: int, rows: int) -> tuple[str, str]:
+    if asked in ("classification", "regression"):
+        return asked, f", as task={asked} says"
+    if kind != "number":
+        return "classification", ""
+    few = any(distinct <= most and distinct * each <= rows for most, each in (_FEW_INTEGERS, _MORE_INTEGERS))
+    task = "classification" if whole and few else "regression"
+    return task, f"; task={'regression' if task == 'classification' else 'classification'} says otherwise" if whole else ""
+
+
+def _check_task(table: Table, column: Column, task: str, kind: str, distinct: Sequence[str]) -> None:
+    where = f"{table.path}: the target {column.name!r}"
+    if task == "regression" and kind == "text":
+        cause = f"{where} holds texts, and task=regression needs numbers; {_first(table, column)}"
+        raise DataError(cause, hint(column.texts) or "take task=classification, or name another column with data.target")
+    if len(distinct) == 1:
+        rule = "classification needs at least two classes" if task == "classification" else "there is nothing to predict"
+        raise DataError(f"{where} is {distinct[0]!r} in all {len(table)} rows: {rule}", "name another column with data.target")
+    if task == "classification" and len(distinct) > max(10, len(table) / 2):
+        cause = f"{where} has {len(distinct)} distinct values in {len(table)} rows, too many to be classes; {_first(table, column)}"
+        raise DataError(cause, (kind == "text" and hint(column.texts)) or "take task=regression, or name another column with data.target")
+
+
+def _row(table: Table, column: ColumnEncoding) -> dict[str, Any]:
+    """What was decided about a column, as JSON."""
+    row: dict[str, Any] = {"column": column.name, "kind": column.kind, "missing": int(table.columns[column.name].missing.sum())}
+    return {**row, "categories": list(column.categories)} if column.kind == "category" else row
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    missing = f", missing in {row['missing']} {'row' if row['missing'] == 1 else 'rows'}" if row["missing"] else ""
+    what = f"category of {len(row['categories'])}: {listed(row['categories'], 10)}" if row["kind"] == "category" else row["kind"]
+    return f"column {row['column']!r}: {what}{missing}"
+
+
+def _suspects(table: Table, encoding: TableEncoding) -> list[str]:
+    """What is allowed but seldom meant: columns that count the rows, and classes of a single row."""
+    measured = [column.name for column in encoding.columns if column.kind == "number"]
+    counting = [name for name in measured if _counts(numbers(table, table.columns[name]))]
+    said = [f"column {name!r} counts the rows; if it is an id, leave it out: data.ignore=[{name}]" for name in counting]
+    if encoding.target.classes is not None:
+        sizes = Counter(class_labels(table, table.columns[encoding.target.name], encoding.target.kind))
+        said += [f"class {name!r} has a single row, which can be in one split only" for name in encoding.target.classes if sizes[name] == 1]
+    return said
+
+
+def _counts(values: Floats) -> bool:
+    return len(values) > 1 and bool((np.diff(values) == 1).all())

@@ -1,0 +1,211 @@
+"""How the rows of a table became numbers: decided once, in training, and applied to every later file in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dnnkit.data.tables.arrow import MAGIC, parse_parquet
+from dnnkit.data.tables.cells import numbers, texts, truths
+from dnnkit.data.tables.comma import MISSING, parse_csv
+from dnnkit.data.tables.files import at_home, read_bytes
+from dnnkit.data.tables.spelling import Floats, spelled
+from dnnkit.data.tables.table import Column, Table, listed
+from dnnkit.errors import DataError
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ColumnEncoding:
+    """One column of features: a number, a truth value as 0 or 1, or a category as one value for each of `categories`."""
+
+    name: str
+    kind: Literal["number", "boolean", "category"]
+    categories: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of the values that this column becomes."""
+        return tuple(f"{self.name}={category}" for category in self.categories) if self.kind == "category" else (self.name,)
+
+
+@dataclass(frozen=True)
+class TargetEncoding:
+    """The column to predict: an index into `classes`, or, where there are none, the number itself.
+
+    `kind` says what the column holds; a class of numbers is named by its shortest spelling, of truth values true or false.
+    """
+
+    name: str
+    kind: Literal["number", "boolean", "text"]
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TableEncoding:
+    """Everything that turns a row of a file into raw features, and its target into a class or a number.
+
+    `missing` are the cells of delimited text that mark a missing value; `ignored` are columns that training left out.
+    """
+
+    columns: tuple[ColumnEncoding, ...]
+    target: TargetEncoding
+    missing: tuple[str, ...] = MISSING
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of the values of an encoded row, in order; a category's are `column=category`."""
+        return tuple(name for column in self.columns for name in column.features)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values that `from_dict` reads back."""
+        # Through lists, because JSON has no tuples and the two must compare equal after a round trip.
+        columns = [{**asdict(column), "categories": list(column.categories)} for column in self.columns]
+        classes = None if self.target.classes is None else list(self.target.classes)
+        target = {**asdict(self.target), "classes": classes}
+        whole = {"columns": columns, "target": target, "missing": list(self.missing), "ignored": list(self.ignored)}
+        return {"kind": "table", "version": _VERSION, **whole}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TableEncoding:
+        """The encoding that `to_dict` wrote; DataError where these values are not one."""
+        from pydantic import TypeAdapter, ValidationError
+
+        kept = {key: value for key, value in values.items() if key not in ("kind", "version")}
+        if values.get("kind") != "table" or values.get("version") != _VERSION:
+            other = f"kind {values.get('kind')!r}, version {values.get('version')!r}"
+            raise DataError(f"this is not the encoding of a table that this version of dnnkit can read: {other}")
+        try:
+            found = TypeAdapter(cls).validate_python(kept)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise DataError(f"the encoding of a table is damaged at {where!r}: {error.errors()[0]['msg']}") from error
+        if found.to_dict() != dict(values):
+            raise DataError("the encoding of a table is damaged: it holds more than it should, or values of another type")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRows:
+    """The rows of a file as training would have had them, before they are standardised.
+
+    `x` is float64 of shape `(n, features)`, NaN where a number or a truth value is missing. `target` is int64 (class
+    indices) or float64 of shape `(n,)`, None where the file has no usable one. `rows` are the numbers by which the rows are
+    found in the file, counted in `unit`s. `notices` are sentences for the user.
+    """
+
+    x: Tensor
+    target: Tensor | None
+    rows: tuple[int, ...]
+    unit: str
+    notices: tuple[str, ...]
+
+
+def read_table(path: Path, encoding: TableEncoding) -> Table:
+    """A file of either format, told apart by its first bytes."""
+    content = read_bytes(path)
+    if content.startswith(MAGIC):
+        return parse_parquet(path, content)
+    return parse_csv(path, content, "auto", encoding.missing, [column.name for column in encoding.columns])
+
+
+def encode_file(path: Path | str, encoding: TableEncoding) -> EncodedRows:
+    """The rows of a new csv or Parquet file, encoded exactly as those of training.
+
+    Columns may stand in any order. The target may be absent; it is left out, with a notice, where a row lacks it or holds
+    what training had not. A column that training did not have is ignored with a notice; a category that it did not have
+    sets none of the column's values, with a notice. Raises DataError for a file that cannot be read, for a column that is
+    missing (with the nearest name), and for a value that does not fit its column, naming the row.
+    """
+    table = read_table(at_home(path), encoding)
+    x, notices = encode(table, encoding)
+    target = None
+    if encoding.target.name in table.columns:
+        try:
+            target = torch.from_numpy(encode_target(table, encoding.target))
+        except DataError as error:
+            notices.append(f"the target is not used: {error.cause}")
+    return EncodedRows(torch.from_numpy(x), target, tuple(table.rows), table.unit, tuple(notices))
+
+
+def encode(table: Table, encoding: TableEncoding) -> tuple[Floats, list[str]]:
+    """The features as float64 of shape `(n, features)` with NaN for what is missing, and what the user should know."""
+    columns = {column.name for column in encoding.columns}
+    known = {*columns, encoding.target.name, *encoding.ignored}
+    extra = [name for name in table.columns if name not in known]
+    notices = [f"not among the columns of training, ignored: {listed(extra)}"] if extra else []
+    x = np.empty((len(table), len(encoding.features)), dtype=np.float64)
+    start = 0
+    for column in encoding.columns:
+        width = len(column.features)
+        x[:, start : start + width] = _encoded(table, column, notices)
+        start += width
+    return x, notices
+
+
+def _encoded(table: Table, encoding: ColumnEncoding, notices: list[str]) -> Floats:
+    """The values of one column, shape `(n, its features)`."""
+    column = table.column(encoding.name, "training had it")
+    if encoding.kind != "category":
+        return (numbers if encoding.kind == "number" else truths)(table, column)[:, None]
+    position = {category: index for index, category in enumerate(encoding.categories)}
+    found = np.array([position.get(text, -1) for text in texts(table, column)])
+    found[column.missing] = -1
+    unseen = (found < 0) & ~column.missing
+    if unseen.any():
+        notices += _unseen(table, encoding, unseen)
+    return np.asarray(found[:, None] == np.arange(len(position)), dtype=np.float64)
+
+
+def _unseen(table: Table, encoding: ColumnEncoding, unseen: NDArray[np.bool_]) -> list[str]:
+    """One sentence for each category that training had not: the column, the value, how often and where first."""
+    held = texts(table, table.columns[encoding.name])
+    rows: dict[str, list[int]] = {}
+    for row in unseen.nonzero()[0].tolist():
+        rows.setdefault(held[row], []).append(row)
+    where = f"{table.path}: column {encoding.name!r}"
+    said = [
+        f"{where}: {text!r} is no category of training, so none is set ({len(at)} {'row' if len(at) == 1 else 'rows'}, "
+        f"the first is {table.at(at[0])})"
+        for text, at in rows.items()
+    ]
+    return [*said[:5], *([f"{where}: and {len(said) - 5} other categories that training had not"] if len(said) > 5 else [])]
+
+
+def encode_target(table: Table, target: TargetEncoding) -> NDArray[Any]:
+    """The target, shape `(n,)`: int64 indices of classes, or float64 numbers.
+
+    Raises DataError naming the rows where it is missing, is no number, or is a class that training had not.
+    """
+    column = table.column(target.name, "the target")
+    if column.missing.any():
+        cause = f"{table.path}: the target {target.name!r} is missing in {table.places(column.missing)}"
+        raise DataError(cause, "fill it in, or take these rows out of the file")
+    if target.classes is None:
+        return (truths if target.kind == "boolean" else numbers)(table, column)
+    labels = class_labels(table, column, target.kind)
+    position = {name: index for index, name in enumerate(target.classes)}
+    y = np.array([position.get(label, -1) for label in labels], dtype=np.int64)
+    if (y < 0).any():
+        row = int((y < 0).argmax())
+        cause = f"{table.path}: the target {target.name!r} is {labels[row]!r} in {table.places(y < 0)}"
+        raise DataError(cause, f"the classes of training are: {listed(target.classes)}")
+    return y
+
+
+def class_labels(table: Table, column: Column, kind: str) -> Sequence[str]:
+    """The class of every row by name, for a target of this kind; see `TargetEncoding`."""
+    if kind == "number":
+        return [spelled(value) for value in numbers(table, column).tolist()]
+    if kind == "boolean":
+        return ["true" if value else "false" for value in truths(table, column).tolist()]
+    return texts(table, column)

@@ -1,0 +1,41 @@
+"""From tables to the Source that training prepares."""
+
+from __future__ import annotations
+
+import torch
+
+from dnnkit.data.source import Examples, Source
+from dnnkit.data.tables.deciding import Question, decide
+from dnnkit.data.tables.encoding import TableEncoding, encode, encode_target
+from dnnkit.data.tables.table import Table
+
+
+def table_source(table: Table, test: Table | None, question: Question) -> Source:
+    """The examples of a table: x float64 of shape `(n, features)`, NaN where a value is missing, and its target.
+
+    Kinds, categories and classes are decided on `table` alone; `test` is encoded as any later file is. What was decided is
+    kept for the card as `table_columns` (one mapping per column) and `decisions` (sentences, which a run also logs).
+    """
+    decision = decide(table, question)
+    train, _ = _examples(table, decision.encoding)
+    own, notices = (None, []) if test is None else _examples(test, decision.encoding)
+    sentences = [*decision.sentences, *notices]
+    target = decision.encoding.target
+    return Source(
+        train,
+        own,
+        kind="table",
+        classes=target.classes,
+        origin=str(table.path),
+        description=f"{len(table)} rows, {len(decision.encoding.columns)} columns",
+        columns=decision.encoding.features,
+        targets=(target.name,) if target.classes is None else None,
+        missing=True,
+        encoding=decision.encoding.to_dict(),
+        notes={"table_columns": list(decision.columns), "decisions": sentences},
+    )
+
+
+def _examples(table: Table, encoding: TableEncoding) -> tuple[Examples, list[str]]:
+    x, notices = encode(table, encoding)
+    return Examples(torch.from_numpy(x), torch.from_numpy(encode_target(table, encoding.target))), notices

@@ -1,0 +1,243 @@
+"""The LightningModule."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from dnnkit.data.resident import Minibatch, default_generator, minibatch_seed
+from dnnkit.errors import ConfigError, DivergedError, Problem
+from dnnkit.module.gather import gather_batches, several, take_buffers_of_rank_0
+from dnnkit.module.schedule import ScheduleLR
+from dnnkit.module.task import Evaluation, Outcome, Recipe, Task
+from dnnkit.module.window import Window, at_least_float32
+
+log = logging.getLogger("dnnkit")
+
+
+class Module(pl.LightningModule):
+    """Trains `net` for a Task by a Recipe, with the same numbers under Lightning's own loop and under the chunked one.
+
+    Every `log_every` optimizer steps, and at an epoch's end, train/loss (the mean data loss over the samples since the
+    last time; the penalty is train/penalty), train/<metric> over the same samples, lr and grad_norm (of that step,
+    before clipping) go to the loggers; after a validation or test pass, loss and metrics of all samples at once.
+    Step = optimizer steps done. All of them are also `trainer.callback_metrics`, for callbacks that monitor one.
+
+    A metric that is NaN, because it is not defined for these samples, is left out of the journal.
+
+    On several devices each trains on its share of a minibatch, and what they kept is gathered before it is measured: every
+    rank has the numbers that a single device would have. Step and rate are the same everywhere.
+
+    `evaluations["val"]` and `["test"]` hold the last pass's predictions and targets.
+    Raises DivergedError where a training loss, or the validation loss while fitting, is not finite.
+    """
+
+    def __init__(self, net: nn.Module, task: Task, recipe: Recipe, log_every: int = 50) -> None:
+        super().__init__()
+        self.net = net
+        self.task, self.recipe, self.log_every = task, recipe, log_every
+        self.window = Window()
+        self.evaluations: dict[str, Evaluation] = {}
+        self._passing: list[tuple[Tensor, Tensor]] = []
+        self._window_to_load: Mapping[str, Any] = {}
+        self._update = 0  # the number of the update at hand
+        self._undefined: set[str] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits or values `(batch, outputs)` of standardised x `(batch, *inputs)`."""
+        output: Tensor = self.net(x)
+        return output
+
+    # What one minibatch and one update are: both loops come through here.
+
+    def objective(self, x: Tensor, y: Tensor, weight: float = 1.0) -> Outcome:
+        """Forward and loss of one minibatch: `total` = weight · loss + penalty.
+
+        The weight is that of a device's share of a minibatch, so that the mean over the devices of weight · loss is the
+        minibatch's loss.
+        """
+        output = self.net(x)
+        loss = self.task.loss(output, y)
+        weighted = loss if weight == 1.0 else weight * loss
+        if self.recipe.penalty is None:
+            return Outcome(weighted, loss, output, None)
+        penalty = self.recipe.penalty(self.net)
+        return Outcome(weighted + penalty, loss, output, penalty)
+
+    def flush_due(self, step: int, index: int) -> bool:
+        """Whether the update that makes `step`, at minibatch `index` of the epoch, is the last of a window."""
+        trainer = self.trainer
+        return step % self.log_every == 0 or index + 1 == trainer.num_training_batches or step == trainer.max_steps
+
+    def begin_update(self, step: int, index: int) -> None:
+        """What precedes the gradient of the optimizer's update number `step`, at minibatch `index` of the epoch."""
+        self._update, self.window.due = step, self.flush_due(step, index)
+
+    def finish_update(self, step: int) -> None:
+        """What follows the optimizer's update number `step`: the constraint, and the flush where one is due."""
+        if self.recipe.constrain is not None:
+            with torch.no_grad():
+                self.recipe.constrain(self.net)
+        self.window.rate = self._schedule.rate
+        if self.window.due:
+            self._flush(step)
+
+    def configure_optimizers(self) -> Any:
+        """The recipe's optimizer, with its schedule over `trainer.estimated_stepping_batches` steps."""
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise ConfigError([Problem("trainer.max_epochs", "a schedule needs an end: set trainer.max_epochs or trainer.max_steps")])
+        optimizer = self.recipe.optimizer([parameter for parameter in self.net.parameters() if parameter.requires_grad])
+        schedule, steps = self.recipe.schedule, int(total)
+        self._schedule = ScheduleLR(optimizer, lambda step: schedule(step, steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the recipe says, then as the Trainer was told to; note the norm before both."""
+        if several():  # Shares are seeded apart; what clipping and the optimizer draw must be the same on every rank.
+            world = self.trainer.world_size
+            default_generator(self.device).manual_seed(minibatch_seed(self.recipe.seed, self._update, world))
+        window = self.window
+        if self.recipe.clip is not None:
+            window.norm = self.recipe.clip(_parameters(optimizer))
+        elif window.due:
+            window.norm = torch.nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+        if gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # Lightning's own loop.
+
+    def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
+        """One minibatch: seeded, forward, loss."""
+        number = self.trainer.fit_loop.total_batch_idx
+        default_generator(self.device).manual_seed(minibatch_seed(self.recipe.seed, number, self.trainer.global_rank))
+        outcome = self.objective(*batch)
+        self.window.keep(outcome, batch[1], bool(self.task.metrics))
+        return outcome.total
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """One update, and what follows it."""
+        step = self.trainer.global_step + 1
+        self.begin_update(step, batch_idx)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.finish_update(step)
+
+    def setup(self, stage: str) -> None:
+        """Begin with nothing kept from a run or a pass that was broken off."""
+        self.window.clear()
+        self._passing.clear()
+        self._window_to_load = {}
+
+    def on_train_start(self) -> None:
+        """Continue where a checkpoint stopped: inside a window, and inside an epoch."""
+        self.window.load_state_dict(self._window_to_load, self.device)
+        if self.trainer.global_rank > 0:
+            self.window.keep_no_samples()
+        # The loaders were made for `estimated_stepping_batches`, before the checkpoint's state was read;
+        # Lightning gives it to loaders only as it makes them, and would start the epoch anew.
+        fit_loop = self.trainer.fit_loop
+        if fit_loop.restarting and fit_loop._combined_loader_states_to_load and fit_loop._data_fetcher is not None:
+            fit_loop._load_combined_loader_states()
+            iter(fit_loop._data_fetcher)
+
+    def on_train_epoch_end(self) -> None:
+        """Flush what is left where an epoch was ended early."""
+        if self.window.rate is not None:
+            self._flush(self.trainer.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the open window, so that the first flush after a resume says what it would have said."""
+        checkpoint["dnnkit_window"] = self.window.gathered().state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the open window from a checkpoint that has one."""
+        self._window_to_load = checkpoint.get("dnnkit_window", {})
+
+    def _flush(self, step: int) -> None:
+        values = self.window.gathered().summary(self.task.metrics)
+        self.window.clear()
+        for key in ("train/loss", "train/penalty"):
+            _check_finite(key, values.get(key, 0.0), step)
+        self._journal(values, step)
+        self.trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
+        self.trainer.progress_bar_metrics["train/loss"] = values["train/loss"]
+
+    def _journal(self, values: dict[str, float], step: int) -> None:
+        undefined = {key for key, value in values.items() if math.isnan(value) and key.partition("/")[2] in self.task.metrics}
+        for key in sorted(undefined - self._undefined):
+            log.warning("%s is not defined here (it is NaN at step %d): it is left out of the record wherever it is", key, step)
+        self._undefined |= undefined
+        for logger in self.loggers:
+            logger.log_metrics({key: value for key, value in values.items() if key not in undefined}, step=step)
+
+    # Validation and test: kept on the device, measured once.
+
+    def on_validation_start(self) -> None:
+        """On several devices, validate what a checkpoint would hold: moving statistics differ between ranks, and rank 0's are saved."""
+        if several():
+            take_buffers_of_rank_0(self.net)
+
+    def validation_step(self, batch: Minibatch, batch_idx: int) -> None:
+        """Predict one batch, or this rank's share of it, which may be empty."""
+        x, y = batch[0], batch[1]
+        # Not every network takes a batch without examples.
+        output = self.net(x) if len(x) else self.net(x.new_zeros(1, *x.shape[1:]))[:0]
+        self._passing.append((at_least_float32(output), y))
+
+    def on_validation_epoch_end(self) -> None:
+        """Measure the pass: val/loss, val/<metric>."""
+        self._measure("val")
+
+    def test_step(self, batch: Minibatch, batch_idx: int) -> None:
+        """Predict one batch."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Measure the pass: test/loss, test/<metric>."""
+        self._measure("test")
+
+    def _measure(self, stage: str) -> None:
+        predictions, targets = (list(part) for part in zip(*self._passing, strict=True))
+        self._passing.clear()
+        if several():
+            predictions, targets = gather_batches(predictions), gather_batches(targets)
+        prediction, target = torch.cat(predictions), torch.cat(targets)
+        self.evaluations[stage] = Evaluation(prediction, target)
+        values = {f"{stage}/{name}": f(prediction, target) for name, f in {"loss": self.task.loss, **self.task.metrics}.items()}
+        step, trainer = self.trainer.global_step, self.trainer
+        # Not through Lightning's loggers' path: inside an epoch it counts one step less, and adds the epoch as a metric.
+        self.log_dict(values, logger=False, prog_bar=True, batch_size=len(target))
+        if trainer.sanity_checking:
+            return
+        if stage == "val" and trainer.state.fn == "fit":
+            _check_finite("val/loss", float(values["val/loss"]), step)
+        self._journal({key: float(value) for key, value in values.items()}, step)
+
+
+def _check_finite(key: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise DivergedError(f"training diverged: {key} is {value} at step {step}", "lower optimizer.lr or use clipping=norm")
+
+
+def _parameters(optimizer: Optimizer) -> list[Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,114 @@
+"""What training leaves on the device between two flushes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnnkit.module.gather import gather, gather_batches, several
+from dnnkit.module.task import Outcome
+
+
+class Window:
+    """What training leaves on the device between two flushes; nothing here waits for the device before `summary`."""
+
+    __slots__ = ("due", "losses", "norm", "outputs", "penalties", "rate", "sizes", "targets")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, as after a flush."""
+        self.losses: list[Tensor] = []
+        self.penalties: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.targets: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.norm: Tensor | None = None  # of the last update's gradient, before clipping
+        self.rate: float | None = None  # of the last update; None: no update since the last flush
+        self.due = False  # whether the update at hand ends the window
+
+    def keep(self, outcome: Outcome, target: Tensor, with_output: bool) -> None:
+        """Add one minibatch."""
+        self.losses.append(outcome.loss.detach())
+        self.sizes.append(len(target))
+        if outcome.penalty is not None:
+            self.penalties.append(outcome.penalty.detach())
+        if with_output:
+            self.outputs.append(outcome.output.detach())
+            self.targets.append(target)
+
+    def summary(self, metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]]) -> dict[str, float]:
+        """The sample-weighted mean of the losses, metrics of all outputs at once, rate and gradient norm, by journal key."""
+        values = {"train/loss": self._mean(self.losses)}
+        if self.penalties:
+            values["train/penalty"] = self._mean(self.penalties)
+        if self.outputs:
+            output, target = at_least_float32(torch.cat(self.outputs)), torch.cat(self.targets)
+            values |= {f"train/{name}": float(metric(output, target)) for name, metric in metrics.items()}
+        if self.rate is not None:
+            values["lr"] = self.rate
+        if self.norm is not None:
+            values["grad_norm"] = float(self.norm)
+        return values
+
+    def gathered(self) -> Window:
+        """The window over the whole minibatches, of which several devices keep their shares; without several, this one.
+
+        The loss of a minibatch is the mean over its samples; penalty, rate and norm are the same on every rank.
+        """
+        if not several() or not self.sizes:
+            return self
+        whole = Window()
+        device = self.losses[0].device
+        sizes = torch.stack(gather(torch.tensor(self.sizes, device=device)))
+        losses = torch.stack(gather(torch.stack(self.losses)))
+        whole.sizes = sizes.sum(0).tolist()
+        whole.losses = list(((losses * sizes).sum(0) / sizes.sum(0)).to(losses.dtype).unbind())
+        whole.outputs = gather_batches([at_least_float32(output) for output in self.outputs])
+        whole.targets = gather_batches(self.targets)
+        whole.penalties, whole.norm, whole.rate = self.penalties, self.norm, self.rate
+        return whole
+
+    def _mean(self, scalars: list[Tensor]) -> float:
+        values: list[float] = torch.stack(scalars).tolist()
+        return sum(value * size for value, size in zip(values, self.sizes, strict=True)) / sum(self.sizes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors that `load_state_dict` takes back; empty where there is nothing to keep."""
+        if not self.sizes:
+            return {}
+        tensors = {"losses": torch.stack(self.losses), "sizes": torch.tensor(self.sizes)}
+        if self.penalties:
+            tensors["penalties"] = torch.stack(self.penalties)
+        if self.outputs:
+            tensors |= {"outputs": torch.cat(self.outputs), "targets": torch.cat(self.targets)}
+        return tensors
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Put a saved window in the place of this one."""
+        self.clear()
+        if not state:
+            return
+        self.sizes = state["sizes"].tolist()
+        for name in ("losses", "penalties"):
+            if name in state:
+                setattr(self, name, list(state[name].to(device).unbind()))
+        for name in ("outputs", "targets"):
+            if name in state:
+                setattr(self, name, list(state[name].to(device).split(self.sizes)))
+
+    def keep_no_samples(self) -> None:
+        """Minibatches stay counted, but as shares without samples: the samples of a loaded window are rank 0's alone."""
+        self.sizes = [0] * len(self.sizes)
+        self.losses = [torch.zeros_like(loss) for loss in self.losses]
+        self.outputs = [output[:0] for output in self.outputs]
+        self.targets = [target[:0] for target in self.targets]
+
+
+def at_least_float32(output: Tensor) -> Tensor:
+    """Mixed precision leaves outputs in 16 bits, too few for a mean over thousands of samples."""
+    return output.float() if output.is_floating_point() and output.element_size() < 4 else output

@@ -1,0 +1,43 @@
+"""Before a run is resumed: what MLflow knows of it is brought into line with the journals that are about to be cut back."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dnnkit.disk import read_json
+from dnnkit.errors import CheckpointError
+from dnnkit.record.journal import METRICS, TIMING, read_journal
+from dnnkit.sender.mark import MARK, Mark
+
+log = logging.getLogger("dnnkit")
+
+
+def rewind(run_dir: Path, step: int, wait_s: float) -> list[int]:
+    """Notes in `sender.json` that the journals, still whole, are to be cut back to the rows up to `step`.
+
+    A sender that is still bringing the earlier part of the run into MLflow is waited for, up to `wait_s` seconds.
+    Returns the steps beyond `step` of which MLflow holds rows, which it never forgets. Raises CheckpointError where the
+    sender is not done by then, DiskError.
+    """
+    if not (run_dir / MARK).exists():
+        return []
+    lock = FileLock(run_dir / ".sender.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("the earlier part of the run is still on its way to MLflow: waiting for it, up to %g s", wait_s)
+    try:
+        with lock.acquire(timeout=wait_s):
+            mark = Mark.read(run_dir, str(read_json(run_dir / MARK)["tracking_uri"]))
+            rows = [*read_journal(run_dir / METRICS), *read_journal(run_dir / TIMING)]
+            mark.cut_back(rows, step)
+            mark.write(run_dir)
+    except Timeout as error:
+        cause = f"the earlier part of the run in {run_dir} is still on its way to MLflow after {wait_s:g} s"
+        raise CheckpointError(cause, "Resume it later, or wait longer: tracking.wait_s=600.") from error
+    finally:
+        lock.release(force=True)
+    return sorted({row.step for row in mark.beyond})

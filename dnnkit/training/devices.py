@@ -1,0 +1,78 @@
+"""Which device a run or one of its ranks computes on, and with how many threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from dnnkit.config import Trainer
+from dnnkit.errors import ConfigError, Problem
+from dnnkit.training.place import Place
+
+
+def choose_device(trainer: Trainer, local_rank: int = 0) -> torch.device:
+    """The device that `trainer=auto|cpu|gpu|ddp_cpu|ddp` means for this rank; ConfigError where there are not so many GPUs."""
+    if trainer.name in ("cpu", "ddp_cpu"):
+        return torch.device("cpu")
+    if trainer.name == "ddp":
+        return _one_of_several(trainer.devices, local_rank)
+    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    if trainer.name == "gpu" and gpu is None:
+        raise ConfigError([Problem("trainer", "there is no GPU that PyTorch can use here", ("trainer=cpu", "trainer=auto"))])
+    if gpu is None:
+        return torch.device("cpu")
+    if str(trainer.precision) == "64" and gpu == "mps":
+        raise ConfigError([Problem("trainer.precision", "must be 32 or bf16 on Apple's GPU, got 64", ("trainer=cpu",))])
+    return torch.device(gpu, 0)
+
+
+def inference_device(trainer: Trainer) -> torch.device:
+    """One device of the kind that a run used, to use its network on; the CPU where there is none of that kind."""
+    name: Any = {"ddp_cpu": "cpu", "ddp": "auto", "gpu": "auto"}.get(trainer.name, trainer.name)
+    device = choose_device(replace(trainer, name=name, devices=1, precision="32"))
+    return torch.device("cpu") if device.type == "mps" and str(trainer.precision) == "64" else device
+
+
+def _one_of_several(devices: int, local_rank: int) -> torch.device:
+    there = torch.cuda.device_count()
+    if there == 0:
+        choices = ("trainer=ddp_cpu", "trainer=auto")
+        raise ConfigError([Problem("trainer", "ddp needs GPUs of NVIDIA or AMD, and PyTorch can use none here", choices)])
+    if devices > there:
+        message = f"must be at most {there}, the number of GPUs here, got {devices}"
+        raise ConfigError([Problem("trainer.devices", message, (f"trainer.devices={there}",))])
+    return torch.device("cuda", local_rank)
+
+
+def check_world(trainer: Trainer, environ: Mapping[str, str] = os.environ) -> None:
+    """ConfigError where torchrun has started another number of processes than the config has devices."""
+    place = Place.of_torchrun(environ)
+    if place is None or trainer.devices * place.nodes == place.world:
+        return
+    right = place.world // place.nodes
+    message = f"must be {right}: torchrun has started {place.world} processes on {place.nodes} machine{'s' if place.nodes > 1 else ''}"
+    names = (f"trainer.devices={right}",) if trainer.name.startswith("ddp") else (f"trainer=ddp_cpu trainer.devices={right}",)
+    raise ConfigError([Problem("trainer.devices", f"{message}, got {trainer.devices}", names)])
+
+
+def check_no_torchrun(environ: Mapping[str, str] = os.environ) -> None:
+    """ConfigError for a sweep under torchrun, whose runs would have to share one group of processes."""
+    if Place.of_torchrun(environ) is not None:
+        cure = "a sweep starts the processes of each run by itself: leave torchrun out and set trainer=ddp_cpu or trainer=ddp"
+        raise ConfigError([Problem("-m", f"cannot be run under torchrun; {cure}")])
+
+
+def choose_threads(trainer: Trainer) -> int | None:
+    """The CPU threads of this process: `trainer.threads`, else each rank's part of the cores; None: as many as PyTorch takes."""
+    if trainer.threads is not None or trainer.devices == 1 or trainer.name != "ddp_cpu":
+        return trainer.threads
+    return max(1, min(torch.get_num_threads(), _cores() // trainer.devices))
+
+
+def _cores() -> int:
+    """Those that this process may use; macOS does not say, and has them all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,195 @@
+"""A run that has been: found by name, and its network, scaling and config taken from one of its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from dnnkit import plugins
+from dnnkit.checkpoint import RunState, load, load_weights
+from dnnkit.config import Config
+from dnnkit.config.references import resolve
+from dnnkit.config.sections import GROUPS, SECTIONS, validate
+from dnnkit.config.triage import CLI, is_choice, judge_value, line, parse
+from dnnkit.data.scaling import Scaling
+from dnnkit.disk import read_json
+from dnnkit.errors import CheckpointError, ConfigError, DnnkitError, PluginError, Problem, nearest
+from dnnkit.network import build_network
+from dnnkit.record import RunFolder, RunRecord
+from dnnkit.record.folder import read_files
+from dnnkit.sender.mark import MARK
+
+CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """One checkpoint of a run folder, verified and loaded. `step`: the optimizer steps that were done when it was saved."""
+
+    folder: RunFolder
+    checkpoint: Path
+    state: RunState
+    cfg: Config
+    step: int
+
+    @property
+    def scaling(self) -> Scaling:
+        """From raw examples to standardised ones, by the statistics of the run's training split."""
+        return Scaling(self.state.mean, self.state.std, self.state.fill)
+
+    @property
+    def target_scaling(self) -> Scaling | None:
+        """The same for values to predict; None for classes."""
+        mean, std = self.state.target_mean, self.state.target_std
+        return None if mean is None or std is None else Scaling(mean, std)
+
+    def network(self) -> nn.Module:
+        """The network with the checkpoint's weights, in evaluation mode, on the CPU, in the run's precision. Raises CheckpointError."""
+        config = {**self.cfg.values, "task": self.state.task}
+        network = build_network(config, self.state.inputs, self.state.outputs, self.state.seed)
+        if str(config["trainer"]["precision"]) == "64":
+            network.double()
+        load_weights(self.checkpoint, network, prefix="net.")
+        return network.eval()
+
+
+def open_run(run: str | Path, checkpoint: str = "best", *, runs: str | Path = "runs") -> FinishedRun:
+    """A run by path, name or id (see `find_run`) with its checkpoint `best` or `last`.
+
+    Nothing in the checkpoint is executed, and its config is validated like any other. Raises CheckpointError where there is
+    no such run or checkpoint, where it is damaged, or where its config is not understood; PluginError where a plugin that
+    the config may need has failed.
+    """
+    if checkpoint not in CHECKPOINTS:
+        message = f"must be one of {', '.join(CHECKPOINTS)}, got {checkpoint!r}"
+        raise ConfigError([Problem("--checkpoint", message, nearest(checkpoint, CHECKPOINTS))])
+    folder = find_run(run, runs)
+    return read_run(folder, folder / "checkpoints" / f"{checkpoint}.ckpt")
+
+
+def read_run(folder: Path, checkpoint: Path) -> FinishedRun:
+    """`open_run` for a file in a folder that are known."""
+    if not checkpoint.exists():
+        there = ", ".join(sorted(path.stem for path in (folder / "checkpoints").glob("*.ckpt"))) or "none"
+        cure = f"There is: {there}." if there != "none" else "It ended before its first validation; train it again."
+        raise CheckpointError(f"the run {folder.name} has no checkpoint {checkpoint.name}", cure)
+    held = load(checkpoint)
+    state = RunState.of(held, checkpoint)
+    step = held.get("global_step")
+    if not isinstance(step, int):
+        raise CheckpointError(f"{checkpoint} does not say at which step it was saved", "Use another checkpoint of the run.")
+    return FinishedRun(RunFolder(folder), checkpoint, state, _understood(state, checkpoint), step)
+
+
+def _understood(state: RunState, where: Path) -> Config:
+    plugins.load()
+    values, problems = validate(state.config)
+    if not problems:
+        return Config(values)
+    told = "\n".join(f"  - {problem}" for problem in problems)
+    for plugin in plugins.failed():
+        raise PluginError(f"{where} cannot be used, and the plugin {plugin.name!r} failed to load: {plugin.error}\n{told}")
+    cure = f"It was written by dnnkit {state.version}; install that version and the plugins of the run (the tag dnnkit.plugins)."
+    raise CheckpointError(f"the config in {where} is not one of this installation:\n{told}", cure)
+
+
+def find_run(run: str | Path, runs: str | Path = "runs") -> Path:
+    """The absolute path of a run folder.
+
+    `run`: the path of a run folder; or, of a folder under `runs`, the name, the beginning or the end of the name that no
+    other has (the end is the run's 8-letter id), its UUID, or the id of its MLflow run.
+    Raises CheckpointError with the nearest names where it is none, and with the candidates where it is several.
+    """
+    word = str(run)
+    if word and (Path(word).expanduser() / "run.json").is_file():
+        return Path(word).expanduser().absolute()
+    folders = [path.parent for path in sorted(Path(runs).expanduser().absolute().glob("*/run.json"))]
+    for candidates in _candidates(word, folders) if word else ():
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            listed = "\n".join(f"  - {path.name}" for path in candidates[:10]) + ("\n  - …" if len(candidates) > 10 else "")
+            raise CheckpointError(f"{word!r} is the name of {len(candidates)} runs:\n{listed}", "Name one of them by its last 8 letters.")
+    raise _no_such_run(word, folders, Path(runs))
+
+
+def _candidates(word: str, folders: Sequence[Path]) -> Iterator[list[Path]]:
+    """What the word may mean, the surest first."""
+    yield [path for path in folders if path.name == word]
+    yield [path for path in folders if word in _ids(path)]
+    yield [path for path in folders if path.name.endswith(word) or path.name.startswith(word)]
+
+
+def _ids(folder: Path) -> tuple[str, ...]:
+    """The run's UUID, and its id in MLflow where the folder knows it."""
+    held: Mapping[str, Any] = {}
+    try:
+        uuid = RunRecord.read(folder).uuid
+        held = read_files(folder, MARK)
+    except (DnnkitError, OSError, ValueError):  # a damaged folder has no ids, and is still found by its name
+        return ()
+    return (uuid, str(held.get("run_id") or uuid))
+
+
+def _no_such_run(word: str, folders: Sequence[Path], runs: Path) -> CheckpointError:
+    names = {path.name: path.name for path in folders} | {path.name.rpartition("_")[2]: path.name for path in folders}
+    close = list(dict.fromkeys(names[name] for name in nearest(word, names)))
+    if not folders:
+        return CheckpointError(f"there is no run {word!r}: {runs}/ holds no run", "Name the path of a run folder.")
+    known = f"Did you mean {' or '.join(close)}?" if close else f"The latest of {len(folders)} in {runs}/ is {folders[-1].name}."
+    return CheckpointError(f"there is no run {word!r}", known)
+
+
+def with_overrides(cfg: Config, words: Sequence[str], allowed: Sequence[str], why: str) -> Config:
+    """The config with settings changed: `trainer.max_epochs=40`.
+
+    `allowed`: the keys that may change; `data.` allows all below it. `why` tells what to do about the others.
+    Raises ConfigError with every problem.
+    """
+    parsed, problems = parse(words)
+    values, base = cfg.values, OmegaConf.create(cfg.values)
+    assert OmegaConf.is_dict(base)
+    for override in parsed:
+        key, text = override.key_or_group, line(override)
+        fitting = any(key == name or (name.endswith(".") and key.startswith(name)) for name in allowed) and not key.endswith(".name")
+        if override.is_sweep_override() or is_choice(override, {*GROUPS, *SECTIONS}) or not fitting:
+            shown = ", ".join(f"{name}…" if name.endswith(".") else name for name in allowed)
+            close = tuple(f"{name}=…" for name in nearest(key, allowed) if name != key)
+            problems.append(Problem(text, f"cannot be changed here; {shown} can: {why}", close, CLI))
+        elif found := judge_value(override, base):
+            problems += found
+        else:
+            _put(values, key.split("."), override.value())
+    resolved, found = resolve(values)
+    problems += found
+    valid, found = validate(resolved) if not problems else ({}, [])
+    if problems or found:
+        raise ConfigError([*problems, *found])
+    return Config(valid, words)
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        values = values[part]
+    values[path[-1]] = value
+
+
+@contextmanager
+def threads_of(folder: Path, wanted: int | None) -> Iterator[None]:
+    """Compute with `wanted` CPU threads, else with as many as the run had: sums depend on their number in the last digits."""
+    path = folder / "environment" / "environment.json"
+    threads = wanted or (read_json(path).get("threads") if path.exists() else None)
+    before = torch.get_num_threads()
+    try:
+        if threads:
+            torch.set_num_threads(int(threads))
+        yield
+    finally:
+        torch.set_num_threads(before)
