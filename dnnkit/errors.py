@@ -11,14 +11,16 @@ from typing import ClassVar
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> tuple[str, ...]:
     """The valid names closest to the one given, best first; none where nothing is similar.
 
-    Fewest slips of the keyboard first, then the longest common parts; difflib alone misses short names, such as `rl` for `lr`.
+    First a name that the other begins with (`accuracy` for `acc`), then the fewest slips of the keyboard, then the longest
+    common parts; difflib alone misses short names, such as `rl` for `lr`.
     """
     ranked = []
     for choice in choices:
         slips, likeness = _slips(name.lower(), choice.lower()), difflib.SequenceMatcher(None, name, choice).ratio()
-        if likeness >= 0.6 or slips <= max(1, len(choice) // 3) < len(choice):
-            ranked.append((slips, -likeness, choice))
-    return tuple(choice for _, _, choice in sorted(ranked)[:most])
+        begins = min(len(name), len(choice)) >= 3 and (name.startswith(choice) or choice.startswith(name))
+        if begins or likeness >= 0.6 or slips <= max(1, len(choice) // 3) < len(choice):
+            ranked.append((not begins, slips, -likeness, choice))
+    return tuple(choice for *_, choice in sorted(ranked)[:most])
 
 
 def _slips(typed: str, meant: str) -> int:

@@ -182,12 +182,22 @@ def build_network(config: Mapping[str, Any], inputs: tuple[int, ...], outputs: i
     """The network that a resolved config describes, with its initial weights.
 
     `inputs` is the shape of one example, `outputs` the number of classes or values. The weights are a function of
-    `seed` alone; the global random state is left as it was.
+    `seed` alone; the global random state is left as it was. ConfigError for a network that does not fit into memory.
     """
     parts = Parts(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make_part("model", config["model"], inputs, outputs, parts)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return make_part("model", config["model"], inputs, outputs, parts)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _NO_MEMORY):
+            raise
+        sizes = ", ".join(f"model.{key}={value}" for key, value in own_values("model", config["model"]).items())
+        raise ConfigError([Problem("model", f"the network does not fit into memory: {sizes}")]) from error
+
+
+#: How PyTorch says that a tensor is larger than memory, or than any memory.
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "calculation overflowed")
 
 
 def chosen_initializers(network: nn.Module) -> dict[str, str]:

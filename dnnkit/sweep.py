@@ -24,9 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.text import Text
 
 from dnnkit.config import Composer, Config, compose
-from dnnkit.config.triage import parse
+from dnnkit.config.triage import parse, quoted
 from dnnkit.errors import ConfigError, DnnkitError, Interrupted, Problem
 from dnnkit.record import strip_credentials
 
@@ -62,7 +63,7 @@ def is_sweep(overrides: Sequence[str], config_dir: str | None = None) -> bool:
 
 
 def spelt_out(overrides: Sequence[str]) -> list[str]:
-    """The overrides with `hydra.sweeper.params` typed as axes, where OmegaConf cannot merge them into Hydra's node."""
+    """The overrides as Hydra's grammar takes them; `hydra.sweeper.params`, which OmegaConf cannot merge, typed as axes."""
     words: list[str] = []
     for override, text in ((parsed[0] if (parsed := parse([text])[0]) else None, text) for text in overrides):
         key = override.key_or_group if override is not None else ""
@@ -72,7 +73,7 @@ def spelt_out(overrides: Sequence[str]) -> list[str]:
         elif key.startswith(f"{_PARAMS}."):
             words.append(f"{key.removeprefix(f'{_PARAMS}.')}={value if isinstance(value, str) else text.partition('=')[2]}")
         else:
-            words.append(text)
+            words.append(quoted(text))
     return words
 
 
@@ -176,7 +177,7 @@ class Job:
         number, overrides = int(hydra.job.num), list(hydra.overrides.task)
         console = Console(force_terminal=self.terminal or None)
         shown = [strip_credentials(word) for word in overrides]
-        console.rule(f"job {number}: {' '.join(shown)}", align="left")
+        console.rule(Text(f"job {number}: {' '.join(shown)}"), align="left")
         try:
             cfg = compose(overrides, config_dir=self.config_dir)
             result = self._train(cfg, console)

@@ -14,7 +14,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from dnnkit.checkpoint import AtomicCheckpointIO, RunState, load, load_weights, save
+from dnnkit.checkpoint import RunState, load, load_weights, save
+from dnnkit.checkpoint.lightning import AtomicCheckpointIO
 from dnnkit.errors import CheckpointError, DiskError
 
 Weights = dict[str, torch.Tensor]

@@ -16,7 +16,7 @@ from dnnkit import plugins
 from dnnkit.config.sections import GROUPS, SECTIONS, Top
 from dnnkit.errors import PluginError
 from dnnkit.registry import KINDS, REGISTRIES, Component, Registry
-from dnnkit.schema import KIND_SETTINGS, MISSING, Settings, component_settings, kind_settings, node, own_values, validate_node, words
+from dnnkit.schema import KIND_SETTINGS, MISSING, Check, Settings, component_settings, kind_settings, node, own_values, validate_node, words
 
 plugins.load()
 
@@ -38,19 +38,26 @@ def valid(annotation: Any, value: Any) -> bool:
     return not Settings.of(declared).validate({"setting": value}, "group")[1]
 
 
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with a text for each that has to be given."""
+    return {key: "given" if value == MISSING else value for key, value in values.items()}
+
+
 @pytest.mark.parametrize("component", EVERY, ids=component_id)
 def test_every_default_is_valid_by_its_own_rule(component: Component) -> None:
     settings = component_settings(component)
-    values, problems = settings.validate({}, component.kind.group)
+    asked = given(settings.defaults())
+    values, problems = settings.validate(asked, component.kind.group)
     assert problems == []
-    assert values == settings.defaults()
-    assert MISSING not in values.values()
+    assert values == asked
+    missing = {key for key, value in settings.defaults().items() if value == MISSING}
+    assert missing == {setting.name for setting in component.settings if setting.required}
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_node_is_valid_and_comes_back_as_it_was(group: str, name: str) -> None:
-    values, problems = validate_node(group, node(group, name))
-    assert (values, problems) == (node(group, name), [])
+    values, problems = validate_node(group, given(node(group, name)))
+    assert (values, problems) == (given(node(group, name)), [])
     assert json.loads(json.dumps(values)) == values
     assert set(kind_settings(group).names()) <= set(values)
     if name in REGISTRIES[group]:
@@ -173,7 +180,9 @@ def test_the_json_schema_accepts_what_validation_accepts_and_nothing_else() -> N
             for _ in range(12):
                 values = {name: random_value(draw)}
                 fits = not settings.validate(values, "x")[1]
-                assert validator.is_valid(values) == fits, (name, values)
+                # What a Check says of a value, a schema of its type does not.
+                looser = any(isinstance(part, Check) for part in getattr(settings.annotation(name), "__metadata__", ()))
+                assert validator.is_valid(values) == fits or (looser and not fits), (name, values)
                 seen[fits] += 1
     assert min(seen.values()) > 100
 

@@ -370,6 +370,31 @@ def test_two_senders_do_not_follow_one_folder(workdir: Path, uri: str, start: Ca
     assert "another sender is following" in sync(run.path).message
 
 
+def test_a_follower_that_had_to_wait_goes_on_from_what_was_sent_meanwhile(workdir: Path, uri: str) -> None:
+    from dnnkit.sender.follow import Follower
+    from dnnkit.sender.store import Store
+
+    run, store = trained(workdir, uri), Store(uri, artifact_root(uri, workdir))
+    first, second = (Follower(run.path, store, lambda event: None) for _ in range(2))
+    for follower in (first, second):
+        eventually(follower.advance)
+    assert ask(workdir, "select count(*) from runs") == [(1,)]
+    assert ask(workdir, "select count(*) from metrics") == [(51,)]
+
+
+def test_a_sender_of_an_earlier_process_lets_go_of_a_run_that_another_one_has_resumed(workdir: Path, uri: str) -> None:
+    from dnnkit.sender.follow import Follower
+    from dnnkit.sender.store import Store
+
+    run, store = described(workdir, uri), Store(uri, artifact_root(uri, workdir))
+    follower = Follower(run.path, store, lambda event: None)
+    run.record.resumed_at(0, "checkpoints/last.ckpt").write(run.path)
+    follower.orphaned = True
+    assert follower.advance()
+    assert run.record.status == "RUNNING"
+    assert ask(workdir, "select count(*) from runs") == [(0,)]
+
+
 def test_a_deleted_experiment_is_a_failure_that_says_what_to_do(workdir: Path, uri: str) -> None:
     from dnnkit.sender.store import Store
 
@@ -487,38 +512,30 @@ sys.exit(0 if outcome.state == "closed" else outcome.message or outcome.state)
 """
 
 
-class Small(nn.Module):
-    """A network with a part that must be in evaluation mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(6), nn.Linear(6, 3), nn.Dropout(0.5))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.layers(x)
-        return out
-
-
-def with_network(run: RunFolder, net: nn.Module) -> None:
+def with_network(run: RunFolder, config: dict[str, Any], net: nn.Module) -> None:
     """Puts a checkpoint of `net` into the run folder."""
     mean, std = torch.zeros(1), torch.ones(1)
-    state = RunState(CONFIG, "d" * 64, (2, 3), 3, ("a", "b", "c"), mean, std, 0, "0")
+    state = RunState(config, "d" * 64, (2, 3), 3, ("a", "b", "c"), mean, std, 0, "0")
     weights = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     save({"state_dict": weights, "dnnkit": state.as_dict()}, run.path / "checkpoints/best.ckpt")
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.export and MLflow have their own
+@pytest.mark.parametrize(("precision", "dtype"), [("32", torch.float32), ("64", torch.float64)])
 def test_log_model_gives_a_model_that_mlflow_loads_and_that_takes_any_batch(
-    workdir: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+    workdir: Path, uri: str, precision: str, dtype: torch.dtype
 ) -> None:
     import mlflow
 
-    torch.manual_seed(0)
-    net = Small().train()
-    net(torch.randn(50, 2, 3) * 3 + 1)
-    monkeypatch.setattr("dnnkit.network.build_network", lambda config, inputs, outputs, seed: Small())
+    from dnnkit.config import compose
+    from dnnkit.network import build_network
+
+    # Parts that must be in evaluation mode.
+    config = compose(["model.hidden=[4]", "normalization=batch_norm", "dropout=dropout", f"trainer.precision={precision}"]).values
+    net = build_network(config, (2, 3), 3, seed=1).to(dtype).train()
+    net(torch.randn(50, 2, 3, dtype=dtype) * 3 + 1)
     run = trained(workdir, uri, log_model=True)
-    with_network(run, net)
+    with_network(run, config, net)
     outcome = sync(run.path)
     assert (outcome.state, outcome.message) == ("closed", "")
     before = mlflow.get_tracking_uri()
@@ -528,7 +545,7 @@ def test_log_model_gives_a_model_that_mlflow_loads_and_that_takes_any_batch(
     finally:
         mlflow.set_tracking_uri(before)
     for rows in (1, 2, 7):
-        x = torch.randn(rows, 2, 3)
+        x = torch.randn(rows, 2, 3, dtype=dtype)
         torch.testing.assert_close(loaded(x), net.eval()(x), rtol=1e-6, atol=1e-6)
     assert not [path for path in (run.path / "model").rglob("*") if "pickle" in path.name]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,14 @@ import torch
 from torch import Tensor
 
 import dnnkit
-from dnnkit.data import memory
-from dnnkit.data.augmentation import augmenting
+from dnnkit.data import Examples, Source, memory, prepare
+from dnnkit.data.augmentation import Augmentation
 from dnnkit.data.loaders import evaluation_batches, training_batches
-from dnnkit.data.memory import available, streams
+from dnnkit.data.memory import available, footprint, streams
 from dnnkit.data.resident import Batches, epoch_order, share
 from dnnkit.data.scaling import Scaling
 from dnnkit.data.stored import StoredRows
+from dnnkit.errors import DataError
 
 N = 53
 RAW = torch.randint(0, 256, (N, 1, 3, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -39,7 +42,7 @@ def epoch(loader: Batches, number: int, chunk: int = 0) -> Iterator[Any]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("chunk", [0, 4])
-@pytest.mark.parametrize("augment", [None, augmenting(noisy, seed=3)])
+@pytest.mark.parametrize("augment", [None, Augmentation(noisy, seed=3)])
 def test_streamed_minibatches_are_the_resident_ones_bit_for_bit(workers: int, chunk: int, augment: Any) -> None:
     resident = training_batches(RESIDENT, Y, 8, 5, augment=augment)
     streamed = training_batches(STORED, Y, 8, 5, augment=augment, workers=workers)
@@ -94,7 +97,7 @@ def test_shares_differ_by_one_at_most_and_leave_nothing_out() -> None:
 
 def test_augmentation_is_a_function_of_seed_epoch_and_example_not_of_the_minibatch() -> None:
     def by_example(batch_size: int, seed: int, number: int) -> dict[int, Tensor]:
-        loader = training_batches(RESIDENT, Y, batch_size, 5, augment=augmenting(noisy, seed))
+        loader = training_batches(RESIDENT, Y, batch_size, 5, augment=Augmentation(noisy, seed))
         return {int(label): example for x, y in epoch(loader, number) for example, label in zip(x, y, strict=True)}
 
     mine, other_batches = by_example(8, 0, 1), by_example(5, 0, 1)
@@ -116,8 +119,50 @@ def test_augmented_validation_is_not_a_thing() -> None:
 def test_what_would_take_more_than_its_share_of_memory_is_streamed(
     monkeypatch: pytest.MonkeyPatch, loader: str, needed: int, streamed: bool
 ) -> None:
-    monkeypatch.setattr(memory, "available", lambda device: 100)
-    assert streams(loader, needed, 0.5, torch.device("cpu")) is streamed
+    free = {"cpu": 100, "cuda": 100}
+    monkeypatch.setattr(memory, "available", lambda device: free[device.type])
+    assert streams(loader, needed, 0, 0.5, torch.device("cpu")) is streamed
+    assert streams(loader, 0, needed, 0.5, torch.device("cuda")) is streamed
+    assert streams(loader, needed, 0, 0.5, torch.device("cuda")) is streamed  # a GPU's data are prepared in CPU memory
+
+
+@pytest.mark.parametrize(
+    ("precision", "task", "device", "in_memory", "on_device"),
+    [
+        ("32", "classification", "cpu", 4, 0),
+        ("bf16", "reconstruction", "cpu", 4, 0),
+        ("32", "reconstruction", "cuda", 4, 8),
+        ("64", "regression", "cpu", 4 + 8, 0),
+        ("64", "reconstruction", "cuda", 4 + 16, 16),
+    ],
+)
+def test_the_footprint_of_a_value_counts_every_copy(precision: str, task: str, device: str, in_memory: int, on_device: int) -> None:
+    assert footprint(100, precision, task, torch.device(device)) == (100 * in_memory, 100 * on_device)
+
+
+def test_an_augmentation_can_go_to_a_worker_process_that_is_not_forked() -> None:
+    mine = pickle.loads(pickle.dumps(Augmentation(noisy, seed=3)))  # noqa: S301  what multiprocessing does by itself
+    assert torch.equal(mine(RESIDENT, 1, Y), Augmentation(noisy, seed=3)(RESIDENT, 1, Y))
+
+
+def test_the_worker_processes_of_a_stream_end_with_the_epoch() -> None:
+    before = set(multiprocessing.active_children())
+    loader = training_batches(STORED, Y, 8, 5, workers=2)
+    for number in (0, 1):
+        minibatches = epoch(loader, number, chunk=3)
+        for _ in range(7):
+            next(minibatches)  # as the loop does, which counts and never asks for an eighth
+        assert set(multiprocessing.active_children()) == before
+
+
+def test_a_streamed_value_that_would_be_infinite_is_found_before_training() -> None:
+    x = torch.rand(100, 1, dtype=torch.float64) * 1e-10
+    x[-1] = 1e35
+    with pytest.raises(DataError, match="not finite in float32"):
+        prepare(
+            "mine", Source(Examples(x, torch.arange(100) % 2), None), stream=True,
+            val_size=0.1, test_size=0.2, split="tail", standardize="auto", seed=0,
+        )  # fmt: skip
 
 
 def test_free_memory_is_a_sane_number_and_heeds_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,38 @@ def test_a_metric_that_the_data_have_no_use_for_is_refused_before_anything_is_ma
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("trainer.limit_val_batches=0.5", "less than one of 1 validation minibatches, got 0.5"),
+        ("trainer.limit_train_batches=0.01", "less than one of 41 training minibatches, got 0.01"),
+        ("trainer.val_check_interval=0.01", "less than one of 41 training minibatches, got 0.01"),
+        ("trainer.val_check_interval=50", "must be at most 41, the minibatches of an epoch, got 50"),
+    ],
+)
+def test_a_part_of_an_epoch_without_a_minibatch_is_refused_before_anything_is_made(workdir: Path, override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        dnnkit.train(dnnkit.compose([override, *TRAIN]))
+    assert not Path("runs").exists()
+
+
+def test_a_monitor_that_is_not_defined_on_the_validation_rows_is_refused_before_anything_is_made(workdir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"val/auroc is not defined on these 12 validation rows"):
+        dnnkit.train(dnnkit.compose(["data=iris", "data.split=tail", "metrics=[auroc]", *TRAIN]))
+    assert not Path("runs").exists()
+
+
+def test_a_class_without_training_examples_is_told(workdir: Path) -> None:
+    result = dnnkit.train(dnnkit.compose(["data=iris", "data.split=tail", "data.val_size=30", *TRAIN, "trainer.max_epochs=1"]))
+    assert "no training example is of class virginica" in (result.run_dir / "run.log").read_text()
+
+
+@pytest.mark.parametrize("data", [("data=diabetes",), ("data=synthetic", "task=regression")])
+def test_the_defaults_do_not_diverge_on_a_regression(workdir: Path, data: tuple[str, ...]) -> None:
+    result = dnnkit.train(dnnkit.compose([*data, "tracking=none", "trainer.progress_bar=false"]))
+    assert result.metrics["test/r2"] > 0.2
+
+
 def test_one_class_is_nothing_to_learn(workdir: Path, registries: None) -> None:
     @data_sources.register("one_class")
     def one_class(root: Path | None) -> Source:

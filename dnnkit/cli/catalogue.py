@@ -14,7 +14,7 @@ from dnnkit.schema import component_settings, kind_settings, words
 
 _SWITCHES = {
     ("initializer", "auto"): "what the activation pairs with",
-    ("loss", "auto"): "what the task wants: cross_entropy for classification, mse for regression and reconstruction",
+    ("loss", "auto"): "what the task wants: cross_entropy for classification, huber for regression, mse for reconstruction",
     ("metrics", "auto"): "what the task wants: acc for classification, mse, mae and r2 for regression, mse for reconstruction",
 }
 

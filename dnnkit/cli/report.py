@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dnnkit.sweep import Outcome
 from dnnkit.training.senders import Result
@@ -44,5 +45,6 @@ def sweep_table(outcomes: Sequence[Outcome]) -> Table:
         tests = {key.removeprefix("test/"): value for key, value in sorted(outcome.metrics.items()) if key.startswith("test/")}
         tested = "  ".join(f"{key} {value:.4g}" for key, value in tests.items()) or f"failed, exit {outcome.exit_code}"
         own = " ".join(word for word in outcome.overrides if word not in shared)
-        table.add_row(str(outcome.job), own, tested, os.path.relpath(outcome.run_dir) if outcome.run_dir else "")
+        folder = os.path.relpath(outcome.run_dir) if outcome.run_dir else ""
+        table.add_row(*map(Text, (str(outcome.job), own, tested, folder)))  # as plain text: [acc] is no markup
     return table

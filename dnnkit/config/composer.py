@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,10 @@ from dnnkit import plugins
 from dnnkit.config.loader import Loader
 from dnnkit.config.references import resolve
 from dnnkit.config.sections import validate
-from dnnkit.config.triage import CLI, is_choice, is_plain, judge_choice, judge_value, line, parse
+from dnnkit.config.triage import CLI, is_choice, is_plain, judge_choice, judge_value, line, misses, parse
 from dnnkit.errors import ConfigError, DnnkitError, PluginError, Problem
+from dnnkit.registry import KINDS
+from dnnkit.schema import kind_settings
 
 
 class Config:
@@ -101,7 +103,7 @@ class Composer:
         problems += found
         values, found = validate(tree) if tree is not None else ({}, [])
         # A key that is already reported would be reported again by the validator, in other words.
-        problems += [problem for problem in found if not any(known.where == problem.where for known in problems)]
+        problems += [problem for problem in found if not any(misses(problem, known) for known in problems)]
         if problems:
             raise self._error(problems, parsed)
         return Config(values, overrides)
@@ -152,9 +154,13 @@ class Composer:
         problems += found
         if base is None:
             return None, problems
-        misplaced = {line(override): found for override in rest if (found := judge_value(override, base))}
+        # What else there is to set is not known of a choice that is not known itself.
+        unknown = {override.key_or_group for override in choices if line(override) in wrong}
+        unjudged = [line(override) for override in rest if _of_unknown(override.key_or_group, unknown)]
+        judged = [override for override in rest if line(override) not in unjudged]
+        misplaced = {line(override): found for override in judged if (found := judge_value(override, base))}
         problems += [problem for found in misplaced.values() for problem in found]
-        tree, found = self._load([override for override in parsed if line(override) not in {**wrong, **misplaced}])
+        tree, found = self._load([override for override in parsed if line(override) not in (*wrong, *misplaced, *unjudged)])
         return tree, problems + found
 
     def _judge_hydras(self, overrides: Sequence[Override]) -> list[Problem]:
@@ -216,12 +222,18 @@ class Composer:
         return replace(problem, origin=files[-1]) if files else problem
 
 
+def _of_unknown(key: str, groups: Collection[str]) -> bool:
+    """Whether a key is a setting of a choice in one of these groups, and not one that every choice there has."""
+    group, _, setting = key.partition(".")
+    return group in groups and group in KINDS and setting not in (*kind_settings(group).names(), *KINDS[group].required)
+
+
 def _covers(setter: str, key: str) -> bool:
     return setter == key or key.startswith((f"{setter}.", f"{setter}["))
 
 
 #: How Hydra and OmegaConf say that something cannot be composed.
-_REFUSALS = (HydraException, OmegaConfBaseException, ValueError, RecursionError)
+_REFUSALS = (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError)
 
 
 def _first_line(error: BaseException) -> str:

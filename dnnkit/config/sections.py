@@ -10,7 +10,7 @@ from annotated_types import Ge, Le, Len
 
 from dnnkit.errors import Problem, nearest
 from dnnkit.registry import REGISTRIES
-from dnnkit.schema import Count, Settings, Share, validate_node
+from dnnkit.schema import Count, Settings, Share, component_settings, validate_node
 
 Name = Annotated[str, Len(min_length=1, max_length=200)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
@@ -69,10 +69,17 @@ class Top:
     name: Name = "run"
     seed: Seed = 0
     task: Literal["auto", "classification", "regression", "reconstruction"] = "auto"
-    metrics: Literal["auto"] | list[str] = "auto"
+    metrics: Any = "auto"  # a list of names and nodes; see _metrics
 
 
 SECTIONS: Mapping[str, type] = {"trainer": Trainer, "tracking": Tracking, "checkpoint": Checkpoint}
+
+#: What `metrics=auto` stands for, by task.
+DEFAULT_METRICS: Mapping[str, tuple[str, ...]] = {
+    "classification": ("acc",),
+    "regression": ("mse", "mae", "r2"),
+    "reconstruction": ("mse",),
+}
 
 #: Component groups that a config chooses from; the others have no place in a config yet.
 GROUPS = (
@@ -105,6 +112,8 @@ def validate(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     own = Settings.of(Top)
     valid, found = own.validate({key: value for key, value in config.items() if key in own}, "")
     problems += found
+    valid["metrics"], found = _metrics(valid["metrics"])
+    problems += found
     for section, declared in SECTIONS.items():
         valid[section], found = _section(section, declared, config.get(section))
         problems += found
@@ -133,24 +142,71 @@ def _across(config: Mapping[str, Any]) -> list[Problem]:
     if config["data"]["batch_size"] < devices:
         message = f"must be at least trainer.devices ({devices}), which share each minibatch, got {config['data']['batch_size']}"
         problems.append(Problem("data.batch_size", message))
-    problems += task_problems(config, config["task"])
-    wanted = config["metrics"] if isinstance(config["metrics"], list) else []
-    known = REGISTRIES["metrics"].names()
-    message = "no metric is called {!r}; there are: {}"
-    unknown = [name for name in wanted if name not in known]
-    problems += [Problem("metrics", message.format(name, ", ".join(known)), nearest(name, known)) for name in unknown]
-    monitors = ["auto", "val/loss", *(f"val/{name}" for name in (wanted or known))]
-    if config["checkpoint"]["monitor"] not in monitors:
-        message = f"must be one of {', '.join(monitors)}, got {config['checkpoint']['monitor']!r}"
-        problems.append(Problem("checkpoint.monitor", message, nearest(config["checkpoint"]["monitor"], monitors)))
-    return problems
+    task = config["task"]
+    if task == "auto":
+        task = REGISTRIES["model"].get(config["model"]["name"]).facts.get("task", "auto")
+    return problems + task_problems(config, task)
+
+
+def _metrics(wanted: Any) -> tuple[Any, list[Problem]]:
+    """`auto`, or the list of metrics with the defaults of those nodes that have settings filled in; and what is wrong with it."""
+    if wanted == "auto":
+        return wanted, []
+    if not isinstance(wanted, list):
+        known = REGISTRIES["metrics"].names()
+        fits = wanted in known if isinstance(wanted, str) else False
+        message = f"must be auto or a list of metrics, such as [acc,{{name: top_k, k: 3}}], got {wanted!r}"
+        return wanted, [Problem("metrics", message, (f"metrics=[{wanted}]",) if fits else nearest(str(wanted), ["auto"]))]
+    valid, problems = [], []
+    for index, entry in enumerate(wanted):
+        node, found = _metric(entry, f"metrics[{index}]")
+        problems += found
+        valid.append(node if isinstance(entry, Mapping) else entry)
+    names = [entry["name"] if isinstance(entry, Mapping) else entry for entry in valid] if not problems else []
+    twice = dict.fromkeys(name for name in names if names.count(name) > 1)
+    return valid, problems + [Problem("metrics", f"holds {name} more than once") for name in twice]
+
+
+def _metric(entry: Any, where: str) -> tuple[dict[str, Any], list[Problem]]:
+    """One metric of the list as a node; `where` is its config path."""
+    node = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
+        return {}, [Problem("metrics", f"must hold names, or settings as {{name: top_k, k: 3}}, got {entry!r}")]
+    known, name = REGISTRIES["metrics"].names(), node["name"]
+    if name not in known:
+        return {}, [Problem("metrics", f"no metric is called {name!r}; there are: {', '.join(known)}", nearest(name, known))]
+    settings = component_settings(REGISTRIES["metrics"].get(name))
+    valid, problems = settings.validate({key: value for key, value in node.items() if key != "name"}, where)
+    return {"name": name, **valid}, problems
+
+
+def metric_nodes(config: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
+    """The metrics that a config asks for, or the task's own, as nodes `{"name": …, settings}`."""
+    wanted = DEFAULT_METRICS[task] if config["metrics"] == "auto" else config["metrics"]
+    return [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in wanted]
+
+
+def _monitor_problems(config: Mapping[str, Any], task: str) -> list[Problem]:
+    """What is wrong with a monitor that is not measured; while the task is `auto`, not measured whatever the task is."""
+    tasks = [task] if task != "auto" else list(DEFAULT_METRICS)
+    names = [node["name"] for known in tasks for node in metric_nodes(config, known)]
+    monitors, chosen = list(dict.fromkeys(["auto", "val/loss", *(f"val/{name}" for name in names)])), config["checkpoint"]["monitor"]
+    if chosen in monitors:
+        return []
+    metric = chosen.removeprefix("val/")
+    there = metric in REGISTRIES["metrics"] and chosen.startswith("val/")
+    if there and config["metrics"] == "auto":
+        suits = [*DEFAULT_METRICS[task], metric] if task != "auto" else [metric]
+        message = f"with metrics=auto {', '.join(monitors[1:])} are measured, not {chosen}; name the metrics as metrics=[{','.join(suits)}]"
+        return [Problem("checkpoint.monitor", message)]
+    return [Problem("checkpoint.monitor", f"must be one of {', '.join(monitors)}, got {chosen!r}", nearest(chosen, monitors))]
 
 
 def task_problems(config: Mapping[str, Any], task: str) -> list[Problem]:
-    """What of the config does not fit the task; nothing while the task is still `auto`."""
+    """What of the config does not fit the task; while that is still `auto`, what fits none."""
     chosen = [("loss", config["loss"]["name"])]
-    chosen += [("metrics", name) for name in config["metrics"]] if isinstance(config["metrics"], list) else []
-    problems = []
+    chosen += [("metrics", node["name"]) for node in metric_nodes(config, task)] if isinstance(config["metrics"], list) else []
+    problems = _monitor_problems(config, task)
     for group, name in chosen:
         if task == "auto" or name == "auto" or name not in REGISTRIES[group]:
             continue

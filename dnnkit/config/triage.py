@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,9 @@ from dnnkit.registry import KINDS, REGISTRIES
 
 CLI = "command line"
 
+#: `KEY=VALUE` whose value is meant as text: it has no commas, quotes, brackets around it, references or escapes.
+_TEXT = re.compile(r"""((?:\+\+?)?(?!hydra\b)[A-Za-z_]\w*(?:\.\w+)*)=(?![\[{(])((?:(?!\$\{)[^,'"\\\r\n])+)(?<![\]})])""")
+_CALL = re.compile(r"\w+\(.*\)")
 
 def line(override: Override) -> str:
     """The override as it was typed."""
@@ -32,16 +36,41 @@ def parse(texts: Sequence[str]) -> tuple[list[Override], list[Problem]]:
     problems: list[Problem] = []
     for text in texts:
         try:
-            override = parser.parse_override(text)
-            override.input_line = text
+            override = parser.parse_override(quoted(text, parser))
             found = _refused(override)
         except (HydraException, OmegaConfBaseException, ValueError, RecursionError):
             reason = refused_key(text.partition("=")[0].lstrip("+~"))
-            found = [Problem(text, reason or "is not of the form KEY=VALUE in Hydra's grammar", origin=CLI)]
+            found = [Problem(text, reason or _ungrammatical(text), origin=CLI)]
         problems += found
         if not found:
             good.append(override)
     return good, problems
+
+
+def quoted(text: str, parser: OverridesParser | None = None) -> str:
+    """The override with its value in quotes where Hydra's grammar takes it only so: `data.path=d/été.csv`, `data.delimiter=;`."""
+    try:
+        (parser or OverridesParser.create()).parse_override(text)
+    except (HydraException, ValueError, RecursionError) as error:
+        plain = _TEXT.fullmatch(text) if isinstance(error, HydraException) else None
+        return f"{plain[1]}='{plain[2]}'" if plain and not _CALL.fullmatch(plain[2]) else text
+    return text
+
+
+def _ungrammatical(text: str) -> str:
+    """What is wrong with an override that cannot be read, with the quotes that a shell passes on where they would help."""
+    message, (key, _, value) = "is not of the form KEY=VALUE in Hydra's grammar", text.partition("=")
+    if not value or len(text) > 200 or set(value) & set("[]{}()'\"\\$\r\n"):
+        return message
+    return f"{message}; text with special characters is written in quotes inside quotes: \"{key}='{value}'\""
+
+
+def misses(problem: Problem, known: Problem) -> bool:
+    """Whether a problem of the composed config only says what is known: the override that sets its key is wrong."""
+    if problem.where == known.where or "=" not in known.where:
+        return problem.where == known.where
+    key = known.where.partition("=")[0].lstrip("+~")
+    return problem.where == key or problem.where.startswith((f"{key}[", f"{key}." if "." in key else f"{key}["))
 
 
 def _refused(override: Override) -> list[Problem]:
@@ -93,12 +122,18 @@ def judge_choice(override: Override, groups: Collection[str], options: Sequence[
 def judge_value(override: Override, base: DictConfig) -> list[Problem]:
     """What is wrong with the place that `key=value` names; the value itself is judged later."""
     text, key = line(override), override.key_or_group
+    if key.startswith("metrics."):
+        message = "metrics is a list, and a metric with settings is one of its members: metrics=[acc,{name: top_k, k: 3}]"
+        return [Problem(text, message, origin=CLI)]
     if override.is_delete():
         return [Problem(text, "every key has its place: set it to another value, or choose none", origin=CLI)]
     if override.is_add():
         return [] if key.partition(".")[0] in top_level() and not _exists(base, key) else [_misplaced(override, base)]
     if not _exists(base, key):
         return [_misplaced(override, base)]
+    if isinstance(override.value(), dict) and OmegaConf.is_list(OmegaConf.select(base, key)):
+        right = text.partition("=")[2]
+        return [Problem(text, "must be a list, in square brackets, got a mapping", (f"{key}=[{right}]",), CLI)]
     return [Problem(text, f"set its members one by one, as {key}.KEY=VALUE", origin=CLI)] if _is_whole(key) else []
 
 
@@ -115,7 +150,7 @@ def _depth(base: DictConfig, parts: Sequence[str]) -> int:
     """How many parts of a path are there."""
     node: Any = base
     for depth, part in enumerate(parts):
-        if not OmegaConf.is_dict(node) or part not in node:
+        if not OmegaConf.is_dict(node) or part not in node.keys():  # noqa: SIM118 (`in` denies a value that has to be given)
             return depth
         node = node._get_node(part)
     return len(parts)

@@ -10,6 +10,9 @@ from dnnkit.data.stream import StreamedBatches
 
 Rows = Tensor | StoredRows
 
+#: Examples that are evaluated at a time.
+EVALUATION_BATCH = 1000
+
 
 def training_batches(
     x: Rows, y: Rows, batch_size: int, seed: int, *, rank: int = 0, world: int = 1, augment: Augment | None = None, workers: int = 0
@@ -21,7 +24,7 @@ def training_batches(
     return Batches(x, y, batch_size, seed, rank=rank, world=world, augment=augment)
 
 
-def evaluation_batches(x: Rows, y: Rows, batch_size: int = 1000, *, rank: int = 0, world: int = 1, workers: int = 0) -> Batches:
+def evaluation_batches(x: Rows, y: Rows, batch_size: int = EVALUATION_BATCH, *, rank: int = 0, world: int = 1, workers: int = 0) -> Batches:
     """The examples in their stored order, in batches as large as memory likes: for validation and test.
 
     Of each batch, several devices take their share, which may be none of a short last one.

@@ -35,6 +35,19 @@ def _container() -> int:
         return 2**63
 
 
-def streams(loader: str, needed: int, share: float, device: torch.device) -> bool:
-    """Whether examples that take `needed` bytes in training are to be streamed, as `data.loader` and `data.memory_share` say."""
-    return loader == "stream" or (loader == "auto" and needed > share * available(device))
+def footprint(values: int, precision: str, task: str, device: torch.device) -> tuple[int, int]:
+    """Bytes that so many values of examples take when they are resident: in CPU memory, and on a device that has its own.
+
+    They are prepared as float32 in CPU memory; 64 bits are a second copy. The target of a reconstruction shares the
+    example's memory until either is copied.
+    """
+    wide, own = precision == "64", device.type != "cpu"
+    copies = 2 if task == "reconstruction" else 1
+    return 4 * values + (8 * values * copies if wide else 0), (8 if wide else 4) * values * copies if own else 0
+
+
+def streams(loader: str, in_memory: int, on_device: int, share: float, device: torch.device) -> bool:
+    """Whether examples with this footprint are to be streamed, as `data.loader` and `data.memory_share` say."""
+    if loader != "auto":
+        return loader == "stream"
+    return in_memory > share * available(torch.device("cpu")) or on_device > share * available(device)

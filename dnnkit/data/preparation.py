@@ -244,26 +244,35 @@ def _deviation(var: Tensor) -> Tensor:
 
 
 def _split(name: str, taken: _Rows, task: Task, scaling: Scaling, target_scaling: Scaling | None, stream: bool) -> Split:
+    x = _stored(name, taken, scaling) if stream else _standardized(name, taken, scaling)
     if task == "reconstruction":
-        if stream:
-            return Split(StoredRows(taken.x, taken.rows, scaling), StoredRows(taken.x, taken.rows, scaling, flat=True))
-        x = _standardized(name, taken, scaling)
-        return Split(x, x.flatten(1))  # the same memory
+        return Split(x, replace(x, flat=True) if isinstance(x, StoredRows) else x.flatten(1))  # the same memory
     y = taken.y[taken.rows]
-    x_of = StoredRows(taken.x, taken.rows, scaling) if stream else _standardized(name, taken, scaling)
-    return Split(x_of, y if target_scaling is None else target_scaling.apply(y))
+    return Split(x, y if target_scaling is None else target_scaling.apply(y))
+
+
+def _stored(name: str, taken: _Rows, scaling: Scaling) -> StoredRows:
+    if taken.x.is_floating_point():
+        for _, chunk in _chunks(taken.x, taken.rows):
+            _check_standardized(name, scaling.apply(chunk))
+    return StoredRows(taken.x, taken.rows, scaling)
 
 
 def _standardized(name: str, taken: _Rows, scaling: Scaling) -> Tensor:
     result = torch.empty((len(taken.rows), *taken.x.shape[1:]), dtype=torch.float32)
     for start, chunk in _chunks(taken.x, taken.rows):
         result[start : start + len(chunk)] = scaling.apply(chunk)
-    if taken.x.is_floating_point() and not result.isfinite().all():
+    if taken.x.is_floating_point():
+        _check_standardized(name, result)
+    return result
+
+
+def _check_standardized(name: str, values: Tensor) -> None:
+    if not values.isfinite().all():
         raise DataError(
             f"data={name}: a value is so many deviations away from the training mean that it is not finite in float32",
             "look for outliers in the data, or switch the standardisation off: data.standardize=none",
         )
-    return result
 
 
 def _chunks(x: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -48,8 +48,11 @@ class StreamedBatches(Batches):
 
     def minibatches(self, indices: Tensor) -> Iterator[Minibatch]:
         """The minibatches at `indices`, which have to be the next ones of the epoch: the DataLoader is ahead of them."""
-        for minibatch in torch.split(indices, self.batch_size):
+        minibatches = torch.split(indices, self.batch_size)
+        for number, minibatch in enumerate(minibatches, start=1):
             x, y = (part.to(self._device, non_blocking=True) for part in next(self._feed))
+            if self.position == len(self) and number == len(minibatches):
+                self._feed = iter(())  # the epoch is over: its worker processes end
             if self.world > 1:
                 yield x, y, len(y) * self.world / len(minibatch)
             else:

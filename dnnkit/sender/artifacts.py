@@ -39,24 +39,23 @@ def save_model(run_dir: Path) -> Path:
     import torch
 
     from dnnkit import plugins
-    from dnnkit.checkpoint import RunState, load, load_weights
-    from dnnkit.network import build_network
+    from dnnkit.checkpoint import RunState, load, rebuild
 
     best, target, building = run_dir / BEST, run_dir / "model", run_dir / ".model.tmp"
     if not best.exists():
         raise CheckpointError(f"there is no {best}, from which the model would be saved", "Train at least one epoch with checkpoints on.")
     state = RunState.of(load(best), best)
     plugins.load()
-    network = build_network(state.config, state.inputs, state.outputs, state.seed)
-    load_weights(best, network, prefix="net.")
+    network = rebuild(best, state)
+    precision = next((str(p.dtype).removeprefix("torch.") for p in network.parameters()), "float32")
     for old in (building, target):
         if old.exists():
             shutil.rmtree(old)
     mlflow.pytorch.save_model(
-        network.eval(),
+        network,
         str(building),
         # Two rows: torch.export takes a batch of one for a constant.
-        input_example=numpy.zeros((2, *state.inputs), dtype="float32"),
+        input_example=numpy.zeros((2, *state.inputs), dtype=precision),
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}", "numpy"],
         serialization_format="pt2",
         metadata={"classes": None if state.classes is None else list(state.classes), "config_digest": state.digest},

@@ -67,7 +67,10 @@ class Follower:
             handler.close()
 
     def _advance(self) -> bool:
-        self.record = _settled(self.run_dir, self.orphaned)  # before the journals: one that has ended has written them all
+        record = _settled(self.run_dir, self.record, self.orphaned)  # before the journals: one that has ended has written them all
+        if record.resumed != self.record.resumed:
+            return True  # by another process, which has a sender of its own
+        self.record = record
         run_id = self._open()
         self._send_rows(run_id)
         if self.record.status == "RUNNING":
@@ -84,6 +87,9 @@ class Follower:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
                 raise RuntimeError(f"another sender is following {self.run_dir}") from error
+            # Whoever had the folder until now may have sent more than was known when this follower was made.
+            self._mark = Mark.read(self.run_dir, strip_credentials(self._store.uri))
+            self._tail = Tail(self.run_dir, self._mark)
         client, mark = self._store.client, self._mark
         if mark.run_id is None:
             mark.run_id = self._create_run()
@@ -212,15 +218,23 @@ class Follower:
         self._emit({"event": event, "run": str(self.run_dir), **facts})
 
 
-def _settled(run_dir: Path, orphaned: bool) -> RunRecord:
-    """`run.json`, after marking a run as killed whose process is gone without having said how it ended."""
+def _settled(run_dir: Path, known: RunRecord, orphaned: bool) -> RunRecord:
+    """`run.json`, after marking a run as killed whose process is gone without having said how it ended.
+
+    `orphaned`: the process of the run as `known` is gone for certain; if it has been resumed, that is another process.
+    """
     record = RunRecord.read(run_dir)
-    if record.status == "RUNNING" and (orphaned or record.process_is_gone()):
-        record = RunRecord.read(run_dir)  # it may have ended properly between the two looks
-        if record.status == "RUNNING":
+    if _is_lost(record, known, orphaned):
+        record = RunRecord.read(run_dir)  # it may have ended properly, or been resumed, between the two looks
+        if _is_lost(record, known, orphaned):
             record = record.ended_as("KILLED", "killed", None)
             record.write(run_dir)
     return record
+
+
+def _is_lost(record: RunRecord, known: RunRecord, orphaned: bool) -> bool:
+    gone = (orphaned and record.resumed == known.resumed) or record.process_is_gone()
+    return record.status == "RUNNING" and gone
 
 
 def _milliseconds(moment: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,29 +17,35 @@ from dnnkit.sender.mark import MARK, Mark
 log = logging.getLogger("dnnkit")
 
 
-def rewind(run_dir: Path, step: int, wait_s: float) -> list[int]:
-    """Notes in `sender.json` that the journals, still whole, are to be cut back to the rows up to `step`.
+@contextmanager
+def rewound(run_dir: Path, step: int, wait_s: float) -> Iterator[list[int]]:
+    """Inside, no sender has the folder, whose journals, still whole, are about to be cut back to the rows up to `step`.
 
-    A sender that is still bringing the earlier part of the run into MLflow is waited for, up to `wait_s` seconds.
-    Returns the steps beyond `step` of which MLflow holds rows, which it never forgets. Raises CheckpointError where the
-    sender is not done by then, DiskError.
+    `sender.json` is brought into line with that. A sender that is still bringing the earlier part of the run into MLflow is
+    waited for, up to `wait_s` seconds. Gives the steps beyond `step` of which MLflow holds rows, which it never forgets.
+    Raises CheckpointError where the sender is not done by then, DiskError.
     """
-    if not (run_dir / MARK).exists():
-        return []
     lock = FileLock(run_dir / ".sender.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         log.warning("the earlier part of the run is still on its way to MLflow: waiting for it, up to %g s", wait_s)
+        try:
+            lock.acquire(timeout=wait_s)
+        except Timeout as error:
+            cause = f"the earlier part of the run in {run_dir} is still on its way to MLflow after {wait_s:g} s"
+            raise CheckpointError(cause, "Resume it later, or wait longer: tracking.wait_s=600.") from error
     try:
-        with lock.acquire(timeout=wait_s):
-            mark = Mark.read(run_dir, str(read_json(run_dir / MARK)["tracking_uri"]))
-            rows = [*read_journal(run_dir / METRICS), *read_journal(run_dir / TIMING)]
-            mark.cut_back(rows, step)
-            mark.write(run_dir)
-    except Timeout as error:
-        cause = f"the earlier part of the run in {run_dir} is still on its way to MLflow after {wait_s:g} s"
-        raise CheckpointError(cause, "Resume it later, or wait longer: tracking.wait_s=600.") from error
+        yield _cut_back(run_dir, step)
     finally:
         lock.release(force=True)
+
+
+def _cut_back(run_dir: Path, step: int) -> list[int]:
+    if not (run_dir / MARK).exists():
+        return []
+    mark = Mark.read(run_dir, str(read_json(run_dir / MARK)["tracking_uri"]))
+    rows = [*read_journal(run_dir / METRICS), *read_journal(run_dir / TIMING)]
+    mark.cut_back(rows, step)
+    mark.write(run_dir)
     return sorted({row.step for row in mark.beyond})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,23 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from dnnkit.config import Config
-from dnnkit.config.sections import task_problems
+from dnnkit.config.sections import metric_nodes, task_problems
 from dnnkit.data import DataSet, Source, prepare
-from dnnkit.data.augmentation import augmenting
-from dnnkit.data.memory import streams
+from dnnkit.data.augmentation import Augmentation
+from dnnkit.data.loaders import EVALUATION_BATCH
+from dnnkit.data.memory import footprint, streams
 from dnnkit.data.resident import Augment
 from dnnkit.data.scaling import Scaling
 from dnnkit.errors import ConfigError, DataError, PluginError, Problem
 from dnnkit.network import component
 from dnnkit.registry import REGISTRIES
+from dnnkit.training.place import Place
 
 if TYPE_CHECKING:
     from dnnkit.module import Module
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
-_DEFAULT_LOSS = {"classification": "cross_entropy", "regression": "mse", "reconstruction": "mse"}
-_DEFAULT_METRICS = {"classification": ("acc",), "regression": ("mse", "mae", "r2"), "reconstruction": ("mse",)}
+# Huber's gradient is bounded: with squares, the default rate leads a regression with a few outliers to infinity.
+_DEFAULT_LOSS = {"classification": "cross_entropy", "regression": "huber", "reconstruction": "mse"}
 
 
 def load_data(cfg: Config, device: torch.device | None = None) -> DataSet:
@@ -41,10 +44,7 @@ def load_data(cfg: Config, device: torch.device | None = None) -> DataSet:
     task = cfg.values["task"]
     if task == "auto":
         task = REGISTRIES["model"].get(cfg.values["model"]["name"]).facts.get("task", "auto")
-    needed = 4 * sum(given.x.numel() for _, given in source.splits())
-    if cfg.values["trainer"]["name"] == "ddp_cpu":  # every rank holds its own copy in the same memory
-        needed *= cfg.values["trainer"]["devices"]
-    stream = streams(values["loader"], needed, values["memory_share"], device or torch.device("cpu"))
+    stream = _streams(cfg, source, task, device or torch.device("cpu"))
     settings = {key: values[key] for key in ("val_size", "test_size", "split", "standardize", "standardize_target")}
     data = prepare(values["name"], source, **settings, seed=cfg.values["seed"], task=task, stream=stream)
     if data.task == "classification" and data.outputs < 2:
@@ -53,6 +53,13 @@ def load_data(cfg: Config, device: torch.device | None = None) -> DataSet:
     if problems:
         raise ConfigError(problems)
     return data
+
+
+def _streams(cfg: Config, source: Source, task: str, device: torch.device) -> bool:
+    data, trainer = cfg.values["data"], cfg.values["trainer"]
+    in_memory, on_device = footprint(sum(given.x.numel() for _, given in source.splits()), trainer["precision"], task, device)
+    # The ranks of one machine prepare their copies in the same memory; each has a GPU of its own.
+    return streams(data["loader"], in_memory * trainer["devices"], on_device, data["memory_share"], device)
 
 
 def _source(values: dict[str, Any], task: str) -> Source:
@@ -69,13 +76,15 @@ def _source(values: dict[str, Any], task: str) -> Source:
 def augment(cfg: Config) -> Augment | None:
     """The chosen augmentation of training examples, or None."""
     change = component("augmentation", cfg.values["augmentation"])
-    return None if change is None else augmenting(change, cfg.values["seed"])
+    return None if change is None else Augmentation(change, cfg.values["seed"])
 
 
 def check_batches(cfg: Config, data: DataSet, network: nn.Module) -> None:
     """ConfigError for minibatches that the network cannot be trained on, or that have too little for every device."""
     trainer, size, rows = cfg.values["trainer"], cfg.values["data"]["batch_size"], len(data.train.y)
-    devices = trainer["devices"]
+    _check_limits(trainer, math.ceil(rows / size), math.ceil(len(data.validation.y) / EVALUATION_BATCH))
+    place = Place.of_torchrun()
+    devices = trainer["devices"] if place is None else place.world
     batch_norm = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
     apart = batch_norm and not trainer["sync_batch_norm"]
     least = max(devices * (2 if apart else 1), 2 if batch_norm else 1)
@@ -89,10 +98,26 @@ def check_batches(cfg: Config, data: DataSet, network: nn.Module) -> None:
     raise ConfigError([Problem("data.batch_size", message, tuple(islice(larger, 1)))])
 
 
+def _check_limits(trainer: Mapping[str, Any], training: int, validation: int) -> None:
+    """ConfigError for a share of an epoch that is less than a minibatch, or a distance between validations that is longer than it."""
+    problems = []
+    for key, there in (("limit_train_batches", training), ("limit_val_batches", validation), ("val_check_interval", training)):
+        wanted = trainer[key]
+        if isinstance(wanted, float) and int(wanted * there) < 1:
+            message = f"takes less than one of {there} {'validation' if there is validation else 'training'} minibatches, got {wanted}"
+            problems.append(Problem(f"trainer.{key}", message, (f"trainer.{key}=1",)))
+    interval, limit = trainer["val_check_interval"], trainer["limit_train_batches"]
+    last = int(limit * training) if isinstance(limit, float) else min(limit, training)
+    if isinstance(interval, int) and interval > last:
+        message = f"must be at most {last}, the minibatches of an epoch, got {interval}"
+        problems.append(Problem("trainer.val_check_interval", message, ("trainer.val_check_interval=1.0",)))
+    if problems:
+        raise ConfigError(problems)
+
+
 def metric_names(cfg: Config, task: str) -> tuple[str, ...]:
     """The metrics that the config asks for, or the task's own."""
-    wanted = cfg.values["metrics"]
-    return _DEFAULT_METRICS[task] if wanted == "auto" else tuple(wanted)
+    return tuple(node["name"] for node in metric_nodes(cfg.values, task))
 
 
 def monitor(cfg: Config, task: str) -> tuple[str, str]:
@@ -106,12 +131,40 @@ def monitor(cfg: Config, task: str) -> tuple[str, str]:
     return key, "max" if rises else "min"
 
 
+def check_monitor(cfg: Config, data: DataSet) -> None:
+    """ConfigError where the metric that chooses the best weights is not defined on this validation split, even of right answers."""
+    key, _ = monitor(cfg, data.task)
+    _, metrics = measures(cfg, data.task, data.target_scaling)
+    metric, target = metrics.get(key.removeprefix("val/")), data.validation.y[:]
+    if metric is None:
+        return
+    right = target if data.task != "classification" else torch.nn.functional.one_hot(target, data.outputs).float()
+    if torch.isnan(metric(right, target)):
+        message = f"{key} is not defined on these {len(target)} validation rows (a class is absent, or a value never changes)"
+        raise ConfigError([Problem("checkpoint.monitor", message, ("checkpoint.monitor=val/loss", "data.split=stratified"))])
+
+
 def check_measures(cfg: Config, data: DataSet) -> None:
     """Whatever the loss or a metric raises for outputs of this shape, such as ConfigError for `top_k` of few classes."""
     target = data.train.y[:2]
     loss, metrics = measures(cfg, data.task, data.target_scaling)
     for measure in (loss, *metrics.values()):
         measure(torch.zeros(len(target), data.outputs), target)
+
+
+def check_augmentation(cfg: Config, data: DataSet) -> None:
+    """Whatever the augmentation raises for examples of this shape, such as ConfigError for `flip` of a table, before training."""
+    values = cfg.values["augmentation"]
+    change = component("augmentation", values)
+    if change is None:
+        return
+    example = torch.zeros(data.inputs, dtype=torch.float32)
+    changed = change(example, torch.Generator().manual_seed(0))
+    if not isinstance(changed, Tensor) or changed.shape != example.shape:
+        got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+        record = REGISTRIES["augmentation"].get(values["name"])
+        message = f"augmentation={record.name} ({record.origin}) has to keep the shape of an example, {data.inputs}, it returned {got}"
+        raise PluginError(message)
 
 
 def assemble(cfg: Config, network: nn.Module, data: DataSet) -> Module:
@@ -131,7 +184,7 @@ def measures(cfg: Config, task: str, target_scaling: Scaling | None) -> tuple[Me
     """The loss and the metrics by name, all of (prediction, target) as the network gives and takes them: standardised values, or logits."""
     values = cfg.values["loss"]
     loss = values if values["name"] != "auto" else {"name": _DEFAULT_LOSS[task]}
-    metrics: dict[str, Measure] = {name: REGISTRIES["metrics"].get(name).function for name in metric_names(cfg, task)}
+    metrics: dict[str, Measure] = {node["name"]: _of("metrics", node) for node in metric_nodes(cfg.values, task)}
     if target_scaling is not None:
         metrics = {name: _InUnits(metric, target_scaling) for name, metric in metrics.items()}
     return _of("loss", loss), metrics

@@ -124,13 +124,12 @@ def _other_data(fingerprint: str, trained_on: str | None) -> str:
 def _fitting(run: FinishedRun, cfg: Config, data: DataSet) -> DataSet:
     """The data, if they mean what the network was trained on. Raises DataError."""
     state, name = run.state, f"data={cfg.values['data']['name']}"
-    encoding = None if data.encoding is None else dict(data.encoding)
-    if encoding != state.encoding:
+    if _meaning(data.encoding) != _meaning(state.encoding):
         cure = "dnnkit predict RUN --input FILE encodes a file as training did, and measures it where it has the target"
         raise DataError(f"{name}: this table would be encoded otherwise than the run's was, so its columns mean something else", cure)
     pairs = {
         "the task": (data.task, state.task),
-        "examples of shape": (data.inputs, state.inputs),
+        "the shape of an example": (data.inputs, state.inputs),
         "the classes": (data.classes, state.classes),
         "the columns": (data.columns, state.columns),
         "the targets": (data.targets, state.targets),

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from dnnkit import plugins
-from dnnkit.checkpoint import RunState, load, load_weights
+from dnnkit.checkpoint import RunState, load, rebuild
 from dnnkit.config import Config
 from dnnkit.config.references import resolve
 from dnnkit.config.sections import GROUPS, SECTIONS, validate
@@ -21,7 +21,6 @@ from dnnkit.config.triage import CLI, is_choice, judge_value, line, parse
 from dnnkit.data.scaling import Scaling
 from dnnkit.disk import read_json
 from dnnkit.errors import CheckpointError, ConfigError, DnnkitError, PluginError, Problem, nearest
-from dnnkit.network import build_network
 from dnnkit.record import RunFolder, RunRecord
 from dnnkit.record.folder import read_files
 from dnnkit.sender.mark import MARK
@@ -52,12 +51,7 @@ class FinishedRun:
 
     def network(self) -> nn.Module:
         """The network with the checkpoint's weights, in evaluation mode, on the CPU, in the run's precision. Raises CheckpointError."""
-        config = {**self.cfg.values, "task": self.state.task}
-        network = build_network(config, self.state.inputs, self.state.outputs, self.state.seed)
-        if str(config["trainer"]["precision"]) == "64":
-            network.double()
-        load_weights(self.checkpoint, network, prefix="net.")
-        return network.eval()
+        return rebuild(self.checkpoint, self.state)
 
 
 def open_run(run: str | Path, checkpoint: str = "best", *, runs: str | Path = "runs") -> FinishedRun:

@@ -15,7 +15,8 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
-from dnnkit.checkpoint import STATE_KEY, AtomicCheckpointIO, RunState, load, load_weights
+from dnnkit.checkpoint import STATE_KEY, RunState, load, load_weights
+from dnnkit.checkpoint.lightning import AtomicCheckpointIO
 from dnnkit.config import Config, Trainer
 from dnnkit.data import DataSet, Split
 from dnnkit.data.loaders import evaluation_batches, training_batches

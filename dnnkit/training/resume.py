@@ -13,13 +13,13 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from dnnkit.checkpoint import load
-from dnnkit.config import Config
+from dnnkit.config import Config, Trainer
 from dnnkit.errors import CheckpointError, ConfigError, DataError, Problem
 from dnnkit.network import component
 from dnnkit.record import RunFolder
 from dnnkit.record.journal import cut_journals
 from dnnkit.sender.address import uri_of
-from dnnkit.sender.rewind import rewind
+from dnnkit.sender.rewind import rewound
 from dnnkit.training.devices import choose_threads
 from dnnkit.training.evaluate import fingerprint_of
 from dnnkit.training.finished import FinishedRun, find_run, read_run, threads_of, with_overrides
@@ -63,7 +63,8 @@ def resume(
     `overrides` may change what is in `MAY_CHANGE`: above all `trainer.max_epochs`. The orders of the epochs and what is
     random in a minibatch are functions of the seed and their numbers, and the optimizer's state is in the checkpoint: with a
     schedule that does not depend on the length of the run, the weights and the journal are bit for bit those of a run that
-    was never interrupted, if the device and the number of threads are the same. A schedule over the whole run is, from here
+    was never interrupted, if the device and the number of threads are the same; the rows of a test, and of the signal at
+    the end, of a run that had finished stay where they were. A schedule over the whole run is, from here
     on, that of the longer run.
 
     A run that was stopped inside an epoch goes back to the end of the epoch before: the rows of the journals after it are
@@ -83,12 +84,12 @@ def resume(
         cfg = with_overrides(point.run.cfg, overrides, MAY_CHANGE, "the others make another experiment: start a new run with them")
         _check_more(folder, point, cfg)
         console = console or Console(quiet=not cfg.values["trainer"]["progress_bar"])
-        prepared = prepare_run(cfg)
-        with threads_of(path, choose_threads(prepared.trainer)), Senders() as senders:
-            prepared = _as_recorded(prepared, point)
+        # The threads first: the sums of the standardisation depend on their number too.
+        with threads_of(path, choose_threads(Trainer(**cfg.values["trainer"]))), Senders() as senders:
+            prepared = _as_recorded(prepare_run(cfg), point)
             sender = None if prepared.uri is None else senders.start(prepared.uri)
-            orphans = rewind(path, point.run.step, prepared.tracking.wait_s)
-            _reopen(folder, point)
+            with rewound(path, point.run.step, prepared.tracking.wait_s) as orphans:
+                _reopen(folder, point)
             result = carry_out(prepared, folder, lambda: _describe(folder, prepared, point, orphans, console), senders, sender, console)
             return senders.settle(result)
 

@@ -24,13 +24,13 @@ from dnnkit.network import build_network, chosen_initializers, remarks
 from dnnkit.record import RunFolder, new_run
 from dnnkit.record.identity import DnnkitStatus, Status, scrub, strip_credentials
 from dnnkit.sender import Sender, resolve_uri
-from dnnkit.training.assemble import assemble, check_batches, check_measures, load_data
+from dnnkit.training.assemble import assemble, check_augmentation, check_batches, check_measures, check_monitor, load_data
 from dnnkit.training.devices import check_world, choose_device, choose_threads
 from dnnkit.training.place import Place
 from dnnkit.training.ranks import Ranks
 from dnnkit.training.senders import Result, Senders
 from dnnkit.training.signals import give_signals, take_signals
-from dnnkit.training.summary import data_lines, layers, table
+from dnnkit.training.summary import absent_classes, data_lines, layers, table
 
 if TYPE_CHECKING:
     from dnnkit.module import Module
@@ -71,6 +71,8 @@ def prepare_run(cfg: Config, local_rank: int = 0) -> Prepared:
     device = choose_device(trainer, local_rank)
     data = load_data(cfg, device)
     check_measures(cfg, data)
+    check_augmentation(cfg, data)
+    check_monitor(cfg, data)
     network = build_network({**cfg.values, "task": data.task}, data.inputs, data.outputs, cfg.values["seed"])
     check_batches(cfg, data, network)
     uri = resolve_uri(tracking.uri, Path.cwd(), os.environ) if tracking.name == "mlflow" else None
@@ -169,6 +171,8 @@ def _describe(folder: RunFolder, run: Prepared, sweep: str | None) -> None:
     values = None if run.data.target_scaling is None else run.data.outputs
     folder.write_dataset(card["name"], run.data.fingerprint, origin=card["origin"], inputs=run.data.inputs, values=values, card=card)
     log.info("task: %s; data: %s, %s", card["task"], card["name"], card["loader"])
+    for name in absent_classes(card):
+        log.warning("no training example is of class %s: it cannot be learned", name)
     for decision in card.get("decisions", ()):
         log.info("data: %s", decision)
     log.info("initializers: %s", ", ".join(f"{name} for {layer}" for layer, name in chosen_initializers(run.network).items()))

@@ -78,7 +78,17 @@ def data_lines(card: Mapping[str, Any]) -> list[str]:
     decisions = list(card.get("decisions", ()))
     more = len(decisions) - MOST_DECISIONS
     said = decisions if more <= 0 else [*decisions[:MOST_DECISIONS], f"… and {more} more; run.log has all"]
+    said += [f"no training example is of class {name}: it cannot be learned" for name in absent_classes(card)]
     return [f"{card['name']}: {card['task']}; {sizes}{streamed}", *(f"  {line}" for line in said)]
+
+
+def absent_classes(card: Mapping[str, Any]) -> list[str]:
+    """The classes of which no training example is."""
+    if card["task"] != "classification":
+        return []
+    counts = card["class_balance"]["train"]
+    names = card["classes"] or [str(index) for index in range(len(counts))]
+    return [name for name, count in zip(names, counts, strict=True) if count == 0]
 
 
 def table(found: list[Layer]) -> Group:

@@ -18,10 +18,13 @@ def shift(x: Tensor, generator: Generator, pixels: Annotated[int, Ge(0)] = 2) ->
     """The image `(…, h, w)` moved by whole pixels, down and right by one of −pixels … pixels each, every pair equally likely.
 
     What comes in from outside repeats the row or column at the edge. Zeros would not do: in a standardised image 0 is its mean
-    grey, and a bar of it is brighter than the black around a digit.
+    grey, and a bar of it is brighter than the black around a digit. ConfigError for pixels that are not less than h and w.
     Source: Simard, Steinkraus & Platt 2003, section 2, who displace by fractions of a pixel too.
     """
     height, width = _image("shift", x)
+    if pixels >= min(height, width):
+        message = f"must be less than the sides of the images, {height} × {width}, got {pixels}"
+        raise ConfigError([Problem("augmentation.pixels", message)])
     by = torch.randint(-pixels, pixels + 1, (2,), generator=generator, device=generator.device).to(x.device)
     rows = (torch.arange(height, device=x.device) - by[0]).clamp(0, height - 1)
     columns = (torch.arange(width, device=x.device) - by[1]).clamp(0, width - 1)

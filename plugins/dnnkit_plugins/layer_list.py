@@ -7,8 +7,9 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le
 from torch import nn
 
 from dnnkit.errors import ConfigError, Problem, nearest
@@ -19,6 +20,8 @@ from dnnkit.schema import Count, Settings
 #: A component by its name, or with settings as `{name: …, …}`.
 Named = str | dict[str, Any] | None
 Node = Mapping[str, Any]
+#: Units or kernels of a layer; more is a slip of the keyboard.
+Width = Annotated[int, Ge(1), Le(1_000_000)]
 
 SOFTMAX = "softmax"
 
@@ -27,7 +30,7 @@ SOFTMAX = "softmax"
 class Dense:
     """Settings of a dense layer; `dense` is the number of units, `auto` as many as the task has outputs."""
 
-    dense: Count | Literal["auto"]
+    dense: Width | Literal["auto"]
     activation: Named = None
     initializer: Named = None
     use_bias: Literal["auto"] | bool | None = None
@@ -37,7 +40,7 @@ class Dense:
 class Conv2d:
     """Settings of a convolution; `conv2d` is the number of kernels, which are square."""
 
-    conv2d: Count
+    conv2d: Width
     kernel: Count = 3
     stride: Count = 1
     padding: Literal["valid", "same"] = "valid"

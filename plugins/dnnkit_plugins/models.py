@@ -16,7 +16,7 @@ from dnnkit.registry import models
 from dnnkit.schema import Check
 from dnnkit_plugins import layer_list
 
-Width = Annotated[int, Ge(1)]
+Width = layer_list.Width
 
 _POOLS = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dnnkit.data.tables.files import read_bytes
+from dnnkit.data.tables.spelling import Floats, exactly
 from dnnkit.data.tables.table import Column, Said, Table, check_names, listed
 from dnnkit.errors import DataError
 
@@ -38,7 +41,7 @@ def parse_parquet(path: Path, content: bytes) -> Table:
     names = [str(name).strip() for name in found.column_names]
     check_names(path, names)
     if found.num_rows == 0:
-        raise DataError(f"{path} has no rows: its columns are {listed(names)}", "nothing can be learned from it")
+        raise DataError(f"{path} has no rows: its columns are {listed(names)}", "it needs at least one")
     columns = {name: _column(name, found.column(index)) for index, name in enumerate(names)}
     return Table(path, columns, range(1, found.num_rows + 1), "row")
 
@@ -64,7 +67,17 @@ def _column(name: str, found: Any) -> Column:
         return Column(name, said, missing, type=str(kind))
     values = found.cast(pyarrow.int8() if said == "boolean" else kind).cast(pyarrow.float64(), safe=False)
     numbers = np.array(values.to_numpy(), dtype=np.float64)
-    return Column(name, said, missing | np.isnan(numbers), values=numbers, type=str(kind))
+    return Column(name, said, missing | np.isnan(numbers), _digits(found, numbers), numbers, str(kind))
+
+
+def _digits(found: Any, values: Floats) -> Sequence[str]:
+    """The integers and decimals of a column in exact digits, where float64 may have rounded one of them; else nothing."""
+    from pyarrow import types
+
+    exact = types.is_integer(found.type) or types.is_decimal(found.type)
+    if not exact or not (np.abs(values) >= 2.0**53).any():
+        return ()
+    return ["" if value is None else exactly(f"{value:f}" if isinstance(value, Decimal) else str(value)) for value in found.to_pylist()]
 
 
 def _said(kind: Any) -> Said:

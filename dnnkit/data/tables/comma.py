@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from _csv import Reader
 
 #: Delimiters by what a config calls them; where several fit a header equally, the first does.
-DELIMITERS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 #: Cells that mark a missing value unless the config says otherwise.
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None", "?")
 
@@ -46,7 +46,7 @@ def parse_csv(path: Path, content: bytes, delimiter: str, missing: Collection[st
     names, rows, lines = _rows(path, text, chosen)
     check_names(path, names)
     if not rows:
-        raise DataError(f"{path} has a header and no rows: its columns are {listed(names)}", "nothing can be learned from it")
+        raise DataError(f"{path} has a header and no rows: its columns are {listed(names)}", "give it at least one row below the header")
     marks, columns = frozenset(missing), {}
     for name, values in zip(names, zip(*rows, strict=True), strict=True):
         cells = list(map(str.strip, values))

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
 
-from dnnkit.data.tables.cells import numbers, texts
+from dnnkit.data.tables.cells import beyond_float64, numbers, texts
 from dnnkit.data.tables.comma import MISSING
 from dnnkit.data.tables.encoding import ColumnEncoding, TableEncoding, TargetEncoding, class_labels
-from dnnkit.data.tables.spelling import Floats, comma_numbers, hint, integers, true_or_false
-from dnnkit.data.tables.table import Column, Table, listed
+from dnnkit.data.tables.spelling import Floats, codes, comma_numbers, dates, hint, integers, true_or_false
+from dnnkit.data.tables.table import Column, Table, counted, listed, override
 from dnnkit.errors import ConfigError, DataError, Problem
 
 #: A column of which at least this share is numbers was meant as numbers.
@@ -53,12 +54,13 @@ def decide(table: Table, question: Question) -> Decision:
     used = _used(table, question)
     target, said = decide_target(table, question)
     columns = tuple(_feature(table, column, question) for column in used)
-    encoding = TableEncoding(columns, target, question.missing, question.ignore)
+    complete = tuple(column.name for column in used if not column.missing.any())
+    encoding = TableEncoding(columns, target, question.missing, question.ignore, complete)
     if len(set(encoding.features)) < len(encoding.features):
         twice = next(name for name, count in Counter(encoding.features).items() if count > 1)
         raise DataError(f"{table.path}: two columns would both give a feature called {twice!r}", "rename one of them")
     rows = tuple(_row(table, column) for column in columns)
-    return Decision(encoding, rows, (said, *(_sentence(row) for row in rows), *_suspects(table, encoding)))
+    return Decision(encoding, rows, (said, *(_sentence(row) for row in rows), *_suspects(table, encoding, question)))
 
 
 def _used(table: Table, question: Question) -> list[Column]:
@@ -77,7 +79,7 @@ def _used(table: Table, question: Question) -> list[Column]:
     if nameless:
         number = list(table.columns).index(nameless[0]) + 1
         cause = f"{table.path}: column {number} has no name of its own; it may be the index that pandas writes beside a table"
-        raise DataError(cause, f"name it in the file, or leave it out: data.ignore=[{nameless[0] or repr('')}]")
+        raise DataError(cause, f"name it in the file, or leave it out: {override('data.ignore', nameless[0])}")
     if not used:
         raise DataError(f"{table.path} has no column besides the target {question.target!r} and those that are ignored", _DELIMITER)
     return used
@@ -87,7 +89,7 @@ _DELIMITER = "name the delimiter with data.delimiter if the columns were not tol
 
 
 def _feature(table: Table, column: Column, question: Question) -> ColumnEncoding:
-    where, ignoring = f"{table.path}: column {column.name!r}", f"leave it out: data.ignore=[{column.name}]"
+    where, ignoring = f"{table.path}: column {column.name!r}", f"leave it out: {override('data.ignore', column.name)}"
     if column.said != "other" and column.missing.all():
         raise DataError(f"{where} has no value in any of {len(table)} rows", ignoring)
     kind = "category" if column.name in question.categories else kind_of(table, column)
@@ -122,6 +124,8 @@ def kind_of(table: Table, column: Column) -> Literal["number", "boolean", "categ
     present = column.present
     if true_or_false(present):
         return "boolean"
+    if codes(present):
+        return "category"
     strange = np.isnan(column.numbers) & ~column.missing
     if not strange.any():
         return "number"
@@ -130,7 +134,8 @@ def kind_of(table: Table, column: Column) -> Literal["number", "boolean", "categ
         raise DataError(f"{where} is not read as numbers: {text!r} in {table.at(int(strange.argmax()))}", hint(present))
     if strange.sum() <= (1 - _MEANT_AS_NUMBERS) * len(present):
         share = f"{len(present) - int(strange.sum())} of its {len(present)} values"
-        cure = f"mend it, add it to data.missing if it marks a missing value, or take all as texts: data.categories=[{column.name}]"
+        all_texts = override("data.categories", column.name)
+        cure = f"mend it, add it to data.missing if it marks a missing value, or take all as texts: {all_texts}"
         raise DataError(f"{where} holds numbers in {share}, but {text!r} in {table.places(strange)}", cure)
     return "category"
 
@@ -149,7 +154,7 @@ def decide_target(table: Table, question: Question) -> tuple[TargetEncoding, str
     found = kind_of(table, column)
     kind: Literal["number", "boolean", "text"] = "text" if found == "category" else found
     labels = class_labels(table, column, kind)
-    distinct = sorted(set(labels), key=float) if kind == "number" else sorted(set(labels))
+    distinct = sorted(set(labels), key=Decimal) if kind == "number" else sorted(set(labels))
     whole = column.said == "integer" or (column.said == "cells" and kind == "number" and integers(column.present))
     task, reason = _task(question.task, kind, whole, len(distinct), len(table))
     said = _NOUNS["integer" if whole else kind].format(len(distinct))
@@ -187,7 +192,8 @@ def _check_task(table: Table, column: Column, task: str, kind: str, distinct: Se
         raise DataError(f"{where} is {distinct[0]!r} in all {len(table)} rows: {rule}", "name another column with data.target")
     if task == "classification" and len(distinct) > max(10, len(table) / 2):
         cause = f"{where} has {len(distinct)} distinct values in {len(table)} rows, too many to be classes; {_first(table, column)}"
-        raise DataError(cause, (kind == "text" and hint(column.texts)) or "take task=regression, or name another column with data.target")
+        numeric = "" if kind == "text" else "take task=regression, or "
+        raise DataError(cause, (kind == "text" and hint(column.texts)) or f"{numeric}name another column with data.target")
 
 
 def _row(table: Table, column: ColumnEncoding) -> dict[str, Any]:
@@ -197,20 +203,41 @@ def _row(table: Table, column: ColumnEncoding) -> dict[str, Any]:
 
 
 def _sentence(row: dict[str, Any]) -> str:
-    missing = f", missing in {row['missing']} {'row' if row['missing'] == 1 else 'rows'}" if row["missing"] else ""
+    missing = f", missing in {counted(row['missing'], 'row')}" if row["missing"] else ""
     what = f"category of {len(row['categories'])}: {listed(row['categories'], 10)}" if row["kind"] == "category" else row["kind"]
     return f"column {row['column']!r}: {what}{missing}"
 
 
-def _suspects(table: Table, encoding: TableEncoding) -> list[str]:
-    """What is allowed but seldom meant: columns that count the rows, and classes of a single row."""
+def _suspects(table: Table, encoding: TableEncoding, question: Question) -> list[str]:
+    """What is allowed but seldom meant: texts that might be something else, columns that count the rows, classes of a single row."""
+    taken = [(f"column {column.name!r}", column.name) for column in encoding.columns if column.kind == "category"]
+    taken += [("the target", encoding.target.name)] if encoding.target.kind == "text" else []
+    told = [_as_texts(table, words, table.columns[name]) for words, name in taken if name not in question.categories]
+    told += [_rounded(table, table.columns[column.name]) for column in encoding.columns if column.kind == "number"]
     measured = [column.name for column in encoding.columns if column.kind == "number"]
     counting = [name for name in measured if _counts(numbers(table, table.columns[name]))]
-    said = [f"column {name!r} counts the rows; if it is an id, leave it out: data.ignore=[{name}]" for name in counting]
+    said = [f"column {name!r} counts the rows; if it is an id, leave it out: {override('data.ignore', name)}" for name in counting]
     if encoding.target.classes is not None:
         sizes = Counter(class_labels(table, table.columns[encoding.target.name], encoding.target.kind))
         said += [f"class {name!r} has a single row, which can be in one split only" for name in encoding.target.classes if sizes[name] == 1]
-    return said
+    return [*filter(None, told), *said]
+
+
+def _as_texts(table: Table, words: str, column: Column) -> str:
+    """A sentence on texts that look like codes or dates, else nothing."""
+    present = column.present
+    if column.said == "cells" and codes(present):
+        row = next(row for row, text in enumerate(column.texts) if not column.missing[row] and codes([text]))
+        return f"{words} has leading zeros, as codes have ({column.texts[row]!r} in {table.at(row)}): taken as texts, not as numbers"
+    if dates(present):
+        return f"{words} looks like dates: taken as plain texts, without their order or distance"
+    return ""
+
+
+def _rounded(table: Table, column: Column) -> str:
+    wrong = beyond_float64(column)
+    where = f"column {column.name!r} holds integers beyond 2^53, which float64 rounds, in {table.places(wrong)}" if wrong.any() else ""
+    return where and f"{where}; if they are ids, leave it out: {override('data.ignore', column.name)}"
 
 
 def _counts(values: Floats) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dnnkit.data.tables.arrow import MAGIC, parse_parquet
-from dnnkit.data.tables.cells import numbers, texts, truths
+from dnnkit.data.tables.cells import exact_numbers, numbers, texts, truths
 from dnnkit.data.tables.comma import MISSING, parse_csv
 from dnnkit.data.tables.files import at_home, read_bytes
-from dnnkit.data.tables.spelling import Floats, spelled
-from dnnkit.data.tables.table import Column, Table, listed
+from dnnkit.data.tables.spelling import Floats, exactly, spelled
+from dnnkit.data.tables.table import Column, Table, counted, listed
 from dnnkit.errors import DataError
 
 _VERSION = 1
@@ -41,7 +41,8 @@ class ColumnEncoding:
 class TargetEncoding:
     """The column to predict: an index into `classes`, or, where there are none, the number itself.
 
-    `kind` says what the column holds; a class of numbers is named by its shortest spelling, of truth values true or false.
+    `kind` says what the column holds; a class of numbers is named by its shortest spelling, with all digits of an integer
+    however long it is; of truth values true or false.
     """
 
     name: str
@@ -53,13 +54,15 @@ class TargetEncoding:
 class TableEncoding:
     """Everything that turns a row of a file into raw features, and its target into a class or a number.
 
-    `missing` are the cells of delimited text that mark a missing value; `ignored` are columns that training left out.
+    `missing` are the cells of delimited text that mark a missing value; `ignored` are columns that training left out;
+    `complete` are columns in which training missed no value.
     """
 
     columns: tuple[ColumnEncoding, ...]
     target: TargetEncoding
     missing: tuple[str, ...] = MISSING
     ignored: tuple[str, ...] = ()
+    complete: tuple[str, ...] = ()
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -73,7 +76,7 @@ class TableEncoding:
         classes = None if self.target.classes is None else list(self.target.classes)
         target = {**asdict(self.target), "classes": classes}
         whole = {"columns": columns, "target": target, "missing": list(self.missing), "ignored": list(self.ignored)}
-        return {"kind": "table", "version": _VERSION, **whole}
+        return {"kind": "table", "version": _VERSION, **whole, "complete": list(self.complete)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TableEncoding:
@@ -89,7 +92,7 @@ class TableEncoding:
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise DataError(f"the encoding of a table is damaged at {where!r}: {error.errors()[0]['msg']}") from error
-        if found.to_dict() != dict(values):
+        if found.to_dict() != {"complete": [], **values}:
             raise DataError("the encoding of a table is damaged: it holds more than it should, or values of another type")
         return found
 
@@ -126,7 +129,7 @@ def encode_file(path: Path | str, encoding: TableEncoding) -> EncodedRows:
     sets none of the column's values, with a notice. Raises DataError for a file that cannot be read, for a column that is
     missing (with the nearest name), and for a value that does not fit its column, naming the row.
     """
-    table = read_table(at_home(path), encoding)
+    table = replace(read_table(at_home(path), encoding), settled=True)
     x, notices = encode(table, encoding)
     target = None
     if encoding.target.name in table.columns:
@@ -148,6 +151,9 @@ def encode(table: Table, encoding: TableEncoding) -> tuple[Floats, list[str]]:
     for column in encoding.columns:
         width = len(column.features)
         x[:, start : start + width] = _encoded(table, column, notices)
+        gone = table.columns[column.name].missing
+        if column.name in encoding.complete and gone.any():
+            notices.append(_gap(table, column, gone))
         start += width
     return x, notices
 
@@ -166,6 +172,13 @@ def _encoded(table: Table, encoding: ColumnEncoding, notices: list[str]) -> Floa
     return np.asarray(found[:, None] == np.arange(len(position)), dtype=np.float64)
 
 
+def _gap(table: Table, encoding: ColumnEncoding, gone: NDArray[np.bool_]) -> str:
+    """A sentence on missing values where training had none: the column, how many, and where first."""
+    done = "it sets none of the categories" if encoding.kind == "category" else "the training mean is put there"
+    where = f"{table.path}: column {encoding.name!r} has no value in {table.places(gone)}"
+    return f"{where}; training missed none there: {done}"
+
+
 def _unseen(table: Table, encoding: ColumnEncoding, unseen: NDArray[np.bool_]) -> list[str]:
     """One sentence for each category that training had not: the column, the value, how often and where first."""
     held = texts(table, table.columns[encoding.name])
@@ -174,7 +187,7 @@ def _unseen(table: Table, encoding: ColumnEncoding, unseen: NDArray[np.bool_]) -
         rows.setdefault(held[row], []).append(row)
     where = f"{table.path}: column {encoding.name!r}"
     said = [
-        f"{where}: {text!r} is no category of training, so none is set ({len(at)} {'row' if len(at) == 1 else 'rows'}, "
+        f"{where}: {text!r} is no category of training, so none is set ({counted(len(at), 'row')}, "
         f"the first is {table.at(at[0])})"
         for text, at in rows.items()
     ]
@@ -191,7 +204,7 @@ def encode_target(table: Table, target: TargetEncoding) -> NDArray[Any]:
         cause = f"{table.path}: the target {target.name!r} is missing in {table.places(column.missing)}"
         raise DataError(cause, "fill it in, or take these rows out of the file")
     if target.classes is None:
-        return (truths if target.kind == "boolean" else numbers)(table, column)
+        return (truths if target.kind == "boolean" else exact_numbers)(table, column)
     labels = class_labels(table, column, target.kind)
     position = {name: index for index, name in enumerate(target.classes)}
     y = np.array([position.get(label, -1) for label in labels], dtype=np.int64)
@@ -205,7 +218,11 @@ def encode_target(table: Table, target: TargetEncoding) -> NDArray[Any]:
 def class_labels(table: Table, column: Column, kind: str) -> Sequence[str]:
     """The class of every row by name, for a target of this kind; see `TargetEncoding`."""
     if kind == "number":
-        return [spelled(value) for value in numbers(table, column).tolist()]
+        values = numbers(table, column)
+        if not column.texts:
+            return [spelled(value) for value in values.tolist()]
+        names = {text: exactly(text) for text in set(column.texts)}
+        return [names[text] for text in column.texts]
     if kind == "boolean":
         return ["true" if value else "false" for value in truths(table, column).tolist()]
     return texts(table, column)

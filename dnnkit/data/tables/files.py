@@ -44,7 +44,7 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise _absent(path) from error
     except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder, not a file", "name the file in it with data.path") from error
+        raise DataError(f"{path} is a folder, not a file", "name the file in it") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged: its compressed data cannot be read ({error})", "put an intact copy in its place") from error
     except OSError as error:

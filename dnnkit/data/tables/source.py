@@ -7,7 +7,7 @@ import torch
 from dnnkit.data.source import Examples, Source
 from dnnkit.data.tables.deciding import Question, decide
 from dnnkit.data.tables.encoding import TableEncoding, encode, encode_target
-from dnnkit.data.tables.table import Table
+from dnnkit.data.tables.table import Table, counted
 
 
 def table_source(table: Table, test: Table | None, question: Question) -> Source:
@@ -27,7 +27,7 @@ def table_source(table: Table, test: Table | None, question: Question) -> Source
         kind="table",
         classes=target.classes,
         origin=str(table.path),
-        description=f"{len(table)} rows, {len(decision.encoding.columns)} columns",
+        description=f"{counted(len(table), 'row')}, {counted(len(decision.encoding.columns), 'column')}",
         columns=decision.encoding.features,
         targets=(target.name,) if target.classes is None else None,
         missing=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +16,9 @@ from numpy.typing import NDArray
 from dnnkit.data.tables.spelling import Floats, all_numbers
 from dnnkit.errors import DataError, nearest
 
+#: Names that a list in an override holds as they are; others need quotes, and those need some for the shell.
+_PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_][A-Za-z0-9_]*", re.ASCII | re.IGNORECASE)
+
 #: What a file says of a column: `cells` of a csv say nothing, Parquet names a type; `other` cannot be learned from.
 Said = Literal["cells", "text", "integer", "floating", "boolean", "other"]
 
@@ -23,7 +28,8 @@ class Column:
     """One column as the file holds it, n rows.
 
     `texts` are the cells without the blanks around them, where the column is `cells` or `text`; otherwise `values` are
-    float64, with false and true as 0 and 1. `missing` of shape `(n,)` marks the rows without a value; what `texts` and
+    float64, with false and true as 0 and 1; where float64 rounds some of them, `texts` are all of them in exact digits.
+    `missing` of shape `(n,)` marks the rows without a value; what `texts` and
     `values` hold there means nothing. `type` is the name of the type in the file's own words.
     """
 
@@ -55,12 +61,14 @@ class Table:
     """The columns of one file, by name in its order; `rows` are the numbers by which a reader finds the rows in it.
 
     `unit` says what is counted: lines as a text editor does, the header's being 1, or rows from 1 where a file has none.
+    `settled`: its columns were decided in a training that is over, so no setting can mend it.
     """
 
     path: Path
     columns: Mapping[str, Column]
     rows: Sequence[int]
     unit: Literal["line", "row"]
+    settled: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,10 +85,25 @@ class Table:
     def column(self, name: str, why: str, cure: str = "") -> Column:
         """The column of this name; DataError with the nearest ones where there is none. `why` says who asks for it."""
         if name not in self.columns:
-            close = nearest(name, self.columns)
+            alike = [other for other in self.columns if other.casefold() == name.casefold()]
+            close = alike or nearest(name, self.columns)
             there = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are: {listed(list(self.columns))}"
             raise DataError(f"{self.path} has no column {name!r} ({why})", f"{there}\n  {cure}" if cure else there)
         return self.columns[name]
+
+
+def counted(number: int, noun: str) -> str:
+    """The number with its noun in the singular or plural: `1 row`, `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def override(setting: str, name: str) -> str:
+    """The override that puts one column into a list of names, as it is typed in a shell."""
+    if _PLAIN.fullmatch(name):
+        return f"{setting}=[{name}]"
+    quoted = name.replace("\\", "\\\\").replace("'", "\\'")
+    word = f"{setting}=['{quoted}']"
+    return shlex.quote(word) if set(name) & set('"$`!\\\'') else f'"{word}"'
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pytorch_lightning.plugins import CheckpointIO
 from torch import Tensor, nn
 
 from dnnkit.disk import disk, replacing
 from dnnkit.errors import CheckpointError
+from dnnkit.network import build_network
 
 STATE_KEY = "dnnkit"
 FORMAT = 1
@@ -78,33 +78,13 @@ class RunState:
             raise CheckpointError(f"{path} has an incomplete {STATE_KEY!r} state: {error}", "Use another checkpoint of the run.") from error
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's door to checkpoint files: atomic when it writes, suspicious when it reads."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None) -> None:
-        """`save`; storage options belong to remote file systems and are refused with TypeError."""
-        if storage_options is not None:
-            raise TypeError("storage_options are for remote file systems; checkpoints are saved to local files only")
-        save(checkpoint, path)
-
-    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """`load`; `weights_only=False` is refused with CheckpointError, every other value means True."""
-        if weights_only is False:
-            raise CheckpointError(f"{path} is not loaded with weights_only=False, which runs code in the file", "Leave weights_only out.")
-        return load(path, map_location)
-
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Deletes the file; one that is gone already is no error."""
-        _local(path).unlink(missing_ok=True)
-
-
 def save(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes `checkpoint` to `path`, whole or not at all.
 
     Whatever happens, `path` is afterwards the old file or the new one. Raises DiskError (full disk, no permission),
     CheckpointError for an address that is no local file.
     """
-    final = _local(path)
+    final = local_file(path)
     with disk(final):
         final.parent.mkdir(parents=True, exist_ok=True)
     with replacing(final) as file:
@@ -117,7 +97,7 @@ def load(path: str | os.PathLike[str], map_location: Any | None = None) -> dict[
     The CRC-32 of every member of the zip file is verified first: torch itself does not look, and loads flipped bytes as
     weights. Loaded with `weights_only=True`: nothing in the file is executed. Raises CheckpointError.
     """
-    file = _local(path)
+    file = local_file(path)
     _verify(file)
     try:
         held = torch.load(file, map_location="cpu" if map_location is None else map_location, weights_only=True)
@@ -148,6 +128,18 @@ def load_weights(path: str | os.PathLike[str], module: nn.Module, *, prefix: str
     return checkpoint
 
 
+def rebuild(path: str | os.PathLike[str], state: RunState) -> nn.Module:
+    """The network of a checkpoint with its weights: in evaluation mode, on the CPU, in the run's precision.
+
+    `state` is the checkpoint's own; its components have to be loaded. Raises CheckpointError.
+    """
+    network = build_network({**state.config, "task": state.task}, state.inputs, state.outputs, state.seed)
+    if str(state.config["trainer"]["precision"]) == "64":
+        network.double()
+    load_weights(path, network, prefix="net.")
+    return network.eval()
+
+
 def _misfits(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """One line for each weight that is missing, not expected, or of another shape."""
     missing = [f"{name}: shape {tuple(wanted[name].shape)}, missing from the checkpoint" for name in wanted if name not in held]
@@ -160,7 +152,7 @@ def _misfits(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
     return [*shapes, *missing, *extra]
 
 
-def _local(path: str | os.PathLike[str]) -> Path:
+def local_file(path: str | os.PathLike[str]) -> Path:
     """`path` as a local file; an address is refused, because what comes from the net must be looked at first."""
     if "://" in os.fspath(path):
         raise CheckpointError(f"{os.fspath(path)} is an address, not a file", "Download the checkpoint and give the path of the file.")
