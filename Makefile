@@ -11,7 +11,8 @@ PYTEST_WORKERS ?= 2
 PY := .venv/bin/python
 # The folder is part of the name: the .venv of a checkout that was moved or copied still points to the old place.
 STAMP := .venv/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
-PYTEST := $(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+# A file at a time to a worker: what its tests share is made once.
+PYTEST := $(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 # pytest ends with 5 when nothing was selected.
 NONE_IS_FINE := || test $$? -eq 5
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dnnkit.errors import PluginError
+from dnnkit.errors import ConfigError, PluginError, Problem
 from dnnkit.registry import REGISTRIES
 from dnnkit.schema import own_values
 

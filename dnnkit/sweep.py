@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,7 +25,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.text import Text
 
 from dnnkit.config import Composer, Config, compose
 from dnnkit.config.triage import parse, quoted
@@ -177,7 +177,8 @@ class Job:
         number, overrides = int(hydra.job.num), list(hydra.overrides.task)
         console = Console(force_terminal=self.terminal or None)
         shown = [strip_credentials(word) for word in overrides]
-        console.rule(Text(f"job {number}: {' '.join(shown)}"), align="left")
+        console.rule(f"job {number}", align="left")
+        console.print(" ".join(shown), markup=False, highlight=False, soft_wrap=True)
         try:
             cfg = compose(overrides, config_dir=self.config_dir)
             result = self._train(cfg, console)
@@ -190,13 +191,26 @@ class Job:
             message = str(error) if isinstance(error, DnnkitError) else f"{type(error).__name__}: {error}"
             console.print(message, markup=False, style="red")
             log.info("job %d failed", number, exc_info=True)
-            outcome = Outcome(number, shown, code, {}, message=message)
+            outcome = Outcome(number, shown, code, {}, self._folder(overrides), message)
         self._note(outcome)
 
     def _train(self, cfg: Config, console: Console) -> Result:
         from dnnkit.training import train
 
         return train(cfg, senders=_senders(), sweep=self.sweep, console=console)
+
+    def _folder(self, overrides: list[str]) -> str | None:
+        """The run folder of a job that failed, if it got as far as having one."""
+        try:
+            cfg = compose(overrides, config_dir=self.config_dir)
+        except DnnkitError:
+            return None  # and so it was its config that failed
+        for tags in Path(cfg.values["tracking"]["runs"]).glob("*/tags.json"):
+            if f'"{self.sweep}"' in tags.read_text(encoding="utf-8", errors="replace"):
+                typed = yaml.safe_load((tags.parent / "config" / "overrides.yaml").read_text(encoding="utf-8"))
+                if typed == overrides:
+                    return str(tags.parent)
+        return None
 
     def _note(self, outcome: Outcome) -> None:
         Path(self.scratch, f"{outcome.job}.outcome.json").write_text(json.dumps(asdict(outcome)), encoding="utf-8")

@@ -107,3 +107,10 @@ def test_noise_takes_rows_of_a_table_and_the_others_say_that_they_need_images() 
     for name in ("shift", "flip"):
         with pytest.raises(ConfigError, match=rf"augmentation: {name} needs images.*got \(13,\)"):
             augment(name, row, 0)
+
+
+@pytest.mark.parametrize(("pixels", "shape"), [(8, (1, 8, 8)), (5, (1, 5, 9)), (5, (1, 9, 5)), (80, (8, 8))])
+def test_shift_by_a_side_of_the_image_or_more_is_refused(pixels: int, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="less than the sides"):
+        augment("shift", torch.zeros(shape), 0, pixels=pixels)
+    assert augment("shift", torch.zeros(shape), 0, pixels=min(shape[-2:]) - 1).shape == shape

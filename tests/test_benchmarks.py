@@ -29,7 +29,6 @@ def by_name(finishes: list[Finish]) -> dict[str, dict[str, float]]:
     return {finish.contender: finish.facts for finish in finishes}
 
 
-@pytest.mark.xdist_group("benchmarks")
 def test_contenders_train_equally_large_networks_for_equally_many_steps(played: tuple[list[Sample], list[Finish]]) -> None:
     facts = by_name(played[1])
     assert set(facts) == set(CONTENDERS)
@@ -38,14 +37,12 @@ def test_contenders_train_equally_large_networks_for_equally_many_steps(played: 
     assert len({one["steps"] for one in facts.values()}) == 1
 
 
-@pytest.mark.xdist_group("benchmarks")
 def test_contenders_learn_equally_well(played: tuple[list[Sample], list[Finish]]) -> None:
     accuracy = {name: one["val_acc"] for name, one in by_name(played[1]).items()}
     # Of 300 images: two standard errors at .96 are .023.
     assert min(accuracy.values()) > 0.93, accuracy
 
 
-@pytest.mark.xdist_group("benchmarks")
 def test_every_contender_is_measured_in_every_epoch_but_the_first(played: tuple[list[Sample], list[Finish]]) -> None:
     samples = played[0]
     assert sorted((sample.contender, sample.epoch) for sample in samples) == sorted(

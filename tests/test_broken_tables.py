@@ -49,7 +49,7 @@ BROKEN: dict[str, tuple[str | bytes, dict[str, Any], list[str]]] = {
     "nothing but blanks": ("\n \n", {}, ["is empty"]),
     "a header alone": ("a,y\n", {}, ["a header and no rows", "'a', 'y'"]),
     "two columns of one name": ("a,b,a,y\n1,2,3,u\n", {}, ["'a' is columns 1, 3"]),
-    "a column without a name": (",a,y\n0,5,u\n1,6,v\n", {}, ["column 1 has no name", "data.ignore=['']"]),
+    "a column without a name": (",a,y\n0,5,u\n1,6,v\n", {}, ["column 1 has no name", "\"data.ignore=['']\""]),
     "no such target": ("a,species\n1,u\n2,v\n", {"target": "specis"}, ["no column 'specis'", "did you mean 'species'?"]),
     "a target like no column": ("a,b\n1,u\n2,v\n", {"target": "quality"}, ["no column 'quality'", "there are: 'a', 'b'"]),
     "an ignored column that is not there": ("abc,y\n1,u\n2,v\n", {"ignore": ["abd"]}, ["no column 'abd'", "data.ignore", "'abc'"]),
@@ -57,6 +57,15 @@ BROKEN: dict[str, tuple[str | bytes, dict[str, Any], list[str]]] = {
     "a target and nothing else": ("y\n1\n2\n", {}, ["no column besides the target", "data.delimiter"]),
     "a constant target": ("a,y\n1,2.5\n2,2.5\n", {}, ["'y' is '2.5' in all 2 rows"]),
     "a constant target of a regression": ("a,y\n1,2\n2,2\n", {"task": "regression"}, ["'y' is '2' in all 2 rows", "nothing to predict"]),
+    "a name that the shell would take apart": ("a b (cm),y\n,u\n,v\n", {}, ["\"data.ignore=['a b (cm)']\""]),
+    "too many texts to be classes": (
+        "a,y\n" + "".join(f"{index % 7},t{index}\n" for index in range(40)),
+        {},
+        ["40 distinct values in 40 rows", "\n  name another column with data.target"],
+    ),
+    "codes where numbers are to be predicted": ("a,y\n1,05\n2,10\n", {"task": "regression"}, ["'y' holds texts", "leading zeros"]),
+    "a name in other letters": ("Abc,y\n1,u\n2,v\n", {"ignore": ["aBC"]}, ["no column 'aBC'", "did you mean 'Abc'?"]),
+    "a letter in the other case": ("A,y\n1,u\n2,v\n", {"ignore": ["a"]}, ["no column 'a'", "did you mean 'A'?"]),
     "one class": ("a,y\n1,u\n2,u\n3,u\n", {}, ["'y' is 'u' in all 3 rows", "at least two classes"]),
     "a missing target": ("a,y\n1,u\n2,\n3,v\n4,NA\n", {}, ["'y' is missing in 2 rows, the first is line 3"]),
     "texts where numbers are to be predicted": ("a,y\n1,u\n2,v\n", {"task": "regression"}, ["'y' holds texts", "'u' in line 2"]),
@@ -229,7 +238,27 @@ def test_a_damaged_encoding_is_a_data_error(encoding: TableEncoding, damage: dic
         TableEncoding.from_dict({**encoding.to_dict(), **damage})
 
 
+@pytest.mark.parametrize("cell", ["tall", "inf"])
+def test_the_cure_for_a_later_file_names_no_setting_of_training(tmp_path: Path, encoding: TableEncoding, cell: str) -> None:
+    header = "height,wild,colour\n"
+    for text in (f"{header}{cell},true,red\n", f"{header}1,maybe,red\n", header, "HEIGHT,wild\n1,1\n"):
+        (tmp_path / "new.csv").write_text(text)
+        with pytest.raises(DataError) as caught:
+            encode_file(tmp_path / "new.csv", encoding)
+        assert "data." not in caught.value.cure
+        assert "learned" not in caught.value.cure
+
+
 # The command line
+
+
+@pytest.mark.parametrize("name", ["", "a b", "it's", 'say "x"', "a\\b", "$HOME", "a,b", "true", "12", "!x", "[c]", "{d}", "a=b"])
+def test_a_cure_can_be_typed_in_a_shell_as_it_stands(workdir: Path, name: str) -> None:
+    from dnnkit import compose
+    from dnnkit.data.tables.table import override
+
+    typed = subprocess.run(["bash", "-c", f"printf %s {override('data.ignore', name)}"], capture_output=True, text=True, check=True).stdout
+    assert compose(["data=csv", "data.path=x", "data.target=y", typed]).values["data"]["ignore"] == [name]
 
 
 @pytest.mark.parametrize("fault", ["too long a row", "no such target"])

@@ -50,6 +50,7 @@ def test_the_default_config_is_the_promised_one() -> None:
 def test_every_choice_composes_on_top_of_every_experiment(experiment: str) -> None:
     for row in range(max(Counter(group for group, _ in CHOICES).values())):
         chosen = {group: names[row % len(names)] for group in GROUPS if (names := [name for known, name in CHOICES if known == group])}
+        chosen["loss"] = "auto" if REGISTRIES["model"].get(chosen["model"]).facts.get("task") else chosen["loss"]
         given = [f"{group}.{key}=given" for group, name in chosen.items() for key, value in node(group, name).items() if value == MISSING]
         values = COMPOSER.one([f"+experiment={experiment}", *(f"{group}={name}" for group, name in chosen.items()), *given]).values
         for group, name in chosen.items():
@@ -186,6 +187,18 @@ MISTAKES = [
     ("data.val_size=1.0", ["got 1.0", "less than 1"], ""),
     ("trainer.devices=2", ["must be 1 for trainer=auto", "got 2"], "trainer=ddp_cpu"),
     ("metrics=[ac]", ["no metric is called 'ac'"], "acc"),
+    ("metrics=[accuracy]", ["no metric is called 'accuracy'"], "acc"),
+    ("metrics=acc", ["must be auto or a list"], "metrics=[acc]"),
+    ("metrics=[acc,acc]", ["holds acc more than once"], ""),
+    ("metrics=[{name: top_k, k: 0}]", ["metrics[0].k", "an integer at least 1, got 0"], ""),
+    ("metrics=[acc,{name: top_k, kk: 3}]", ["metrics[1].kk", "unknown setting"], "k"),
+    ("metrics=[[acc]]", ["got ['acc']"], ""),
+    ("metrics.top_k.k=3", ["metrics=[acc,{name: top_k, k: 3}]"], ""),
+    ("+metrics.top_k.k=3", ["metrics=[acc,{name: top_k, k: 3}]"], ""),
+    ("checkpoint.monitor=val/f1", ["are measured, not val/f1", "metrics=[f1]"], ""),
+    ("model.hidden={dense: 3}", ["must be a list, in square brackets"], "model.hidden=[{dense: 3}]"),
+    ("model.hidden=[10000000000]", ["at most 1000000, got [10000000000]"], ""),
+    ("tracking.uri=,", ["in quotes inside quotes: \"tracking.uri=','\""], ""),
     ("checkpoint.monitor=val/lss", ["'val/lss'", "val/loss"], "val/loss"),
     ("name=''", ["''", "at least 1 long"], ""),
     ("optimizer.lr=${optimizer.lrr}", ["leads nowhere"], "${optimizer.lr}"),
@@ -242,6 +255,73 @@ def test_every_mistake_of_a_command_is_reported_at_once() -> None:
     assert len(problems("optimizer.lr=-1", "+experiment=selu_mnits", "optimizer.momentum=2", "trainer.threads=0", "seed=a")) == 5
 
 
+def test_a_wrong_choice_or_an_unreadable_word_brings_no_false_problem_with_it() -> None:
+    assert [problem.where for problem in problems("data=imag_folder", "data.path=x")] == ["data=imag_folder"]
+    assert [problem.where for problem in problems("metrics.top_k.k=3", "data=npz", "data.path=x")] == ["metrics.top_k.k=3"]
+    assert [problem.where for problem in problems("data=csv", "data.target=y", "data.path=,")] == ["data.path=,"]
+    assert [problem.where for problem in problems("data=csv", "data.target=y", "data.path=a,b")] == ["data.path=a,b"]
+    found = [problem.where for problem in problems("loss.delta=-1", "metrics=[msee]", "checkpoint.mode=up")]
+    assert found == ["loss.delta=-1", "metrics", "checkpoint.mode"]
+
+
+TEXTS = ["d/été.csv", "d/a=b.csv", "~/x.csv", "种类 y", ";", "|", "a b (1).csv", "a#b", "ü[1].csv", "100%"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_taken_as_it_is_typed(text: str) -> None:
+    assert COMPOSER.one(["data=csv", "data.target=y", f"data.path={text}"]).data.path == text
+    quotes = [f"data.path='{text}'", "data=csv", "data.target=y"]
+    assert COMPOSER.one(quotes).data.path == text
+
+
+@pytest.mark.parametrize("word", ["name=a${b:c}é", "name=é\\${name}", "hydra.verbose=é", "hydra.job.name=é", "_target_=é", "+a._target_=é"])
+def test_text_that_needs_quotes_opens_no_door(word: str) -> None:
+    assert len(problems(word)) == 1
+
+
+def test_metrics_may_have_settings_and_keep_them_in_the_config() -> None:
+    cfg = COMPOSER.one(["metrics=[acc,{name: top_k, k: 3},{name: f1}]", "checkpoint.monitor=val/top_k"])
+    assert cfg.values["metrics"] == ["acc", {"name": "top_k", "k": 3}, {"name": "f1"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        (["task=classification"], {"acc"}),
+        (["task=regression"], {"mse", "mae", "r2"}),
+        (["model=autoencoder"], {"mse"}),
+        (["task=classification", "metrics=[f1,auroc]"], {"f1", "auroc"}),
+        (["metrics=[]"], set()),
+    ],
+)
+def test_only_what_is_measured_can_be_monitored(words: list[str], allowed: set[str]) -> None:
+    for name in REGISTRIES["metrics"].names():
+        asked = [*words, f"checkpoint.monitor=val/{name}"]
+        if name in allowed:
+            assert COMPOSER.one(asked).checkpoint.monitor == f"val/{name}"
+        else:
+            assert [problem.where for problem in problems(*asked)] == ["checkpoint.monitor"]
+
+
+NOT_FOR_THE_DATA = [
+    (["data=iris", "checkpoint.monitor=val/mse"], "metrics=[acc,mse]"),
+    (["data=iris", "augmentation=flip"], "flip needs images"),
+    (["data=iris", "augmentation=shift"], "shift needs images"),
+    (["augmentation=shift", "augmentation.pixels=8"], "less than the sides of the images, 8 × 8, got 8"),
+    (["model.hidden=[1000000,1000000]"], "does not fit into memory: model.hidden=[1000000, 1000000]"),
+    (["metrics=[acc,{name: top_k, k: 10}]"], "with 10 classes it always is"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), NOT_FOR_THE_DATA, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_what_does_not_fit_the_data_is_refused_before_a_folder_is_made(
+    words: list[str], says: str, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["trainer=cpu", "tracking=none", *words]) == 2
+    assert says in capsys.readouterr().err
+    assert list(workdir.iterdir()) == []
+
+
 def test_a_mistake_does_not_hide_what_the_right_words_set() -> None:
     (problem,) = problems("activation=leaky_relu", "activation.negative_slope=2", "optimizer=adam")
     assert problem.where == "activation.negative_slope"
@@ -259,7 +339,7 @@ FILE_MISTAKES = [
     ("optimzer:\n  lr: 0.1\n", "unknown key", "optimizer"),
     ("optimizer:\n  lr: fast\n", "'fast'", ""),
     ("optimizer:\n  lr: -1\n", "greater than 0, got -1", ""),
-    ("model:\n  hidden: [3, 0]\n", "a list of integers at least 1, got [3, 0]", ""),
+    ("model:\n  hidden: [3, 0]\n", "a list of integers at least 1 and at most 1000000, got [3, 0]", ""),
     ("activation:\n  name: sellu\n", "no activation is called 'sellu'", "selu"),
     ("trainer: 3\n", "must hold its settings", ""),
     ("optimizer: null\n", "must be chosen by name", ""),

@@ -203,7 +203,7 @@ def test_predicted_probabilities_are_the_softmax_of_the_network_in_numpy(runs: d
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["row", "prediction", *(f"p_{digit}" for digit in range(10))]
-    assert [int(row["row"]) for row in rows] == list(range(100))
+    assert [int(row["row"]) for row in rows] == list(range(1, 101))
     shares = np.array([[float(row[f"p_{digit}"]) for digit in range(10)] for row in rows])
     np.testing.assert_allclose(shares, expected, atol=2e-6)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-12)
@@ -231,7 +231,7 @@ def test_values_are_predicted_in_the_units_of_the_target(runs: dict[str, Path], 
     with open(tmp_path / "out.csv", newline="") as file:
         header, *rows = list(csv.reader(file))
     assert header == ["row", *(run.state.targets or ("value",))]
-    assert [int(row[0]) for row in rows] == list(range(2, 52))  # lines of the file, the header being 1
+    assert [int(row[0]) for row in rows] == list(range(1, 51))
     np.testing.assert_allclose([float(row[1]) for row in rows], expected[:, 0], rtol=1e-5)
     assert found.notices == ("not among the columns of training, ignored: 'note'",)
     np.savez(tmp_path / "in.npz", x=x, y=bunch.target[:50])
@@ -319,8 +319,8 @@ GOOD = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5
         ("iris", "in.csv", GOOD.replace("1.2", "1e39"), r"finite in float32, got '1e39' in line 3"),
         ("iris", "in.csv", GOOD.splitlines()[0] + "\n", r"a header and no rows"),
         ("iris", "in.csv", "", r"in.csv"),
-        ("iris", "in.xlsx", GOOD, r"ending in .xlsx\n.*\.csv"),
-        ("iris", "in", GOOD, r"ending in nothing"),
+        ("iris", "in.xlsx", GOOD, r"with the ending .xlsx\n.*\.csv"),
+        ("iris", "in", GOOD, r"a file without an ending"),
         ("iris", "no.csv", None, r"there is no file .*no.csv"),
         ("iris", "in.npz", GOOD, r"is not an .npz archive"),
         ("digits", "in.csv", GOOD, r"not trained on a table.*\n.*\(n, 1, 8, 8\)"),
@@ -345,7 +345,7 @@ def test_an_input_that_cannot_be_used_is_exit_code_4_and_leaves_no_output(
         ({"x": np.zeros((3, 9, 9))}, r"shape \(n, 1, 8, 8\), as the run's examples, got \(3, 9, 9\)"),
         ({"x": np.zeros((0, 8, 8))}, r"holds no example"),
         ({"x1": np.zeros((3, 8, 8))}, r"no key 'x'\n.*did you mean x1"),
-        ({"x": np.full((3, 8, 8), np.nan)}, r"value 0 of the example is missing in row 0"),
+        ({"x": np.full((3, 8, 8), np.nan)}, r"value 0 of the example is missing in row 1"),
         ({"x": np.array([["a"] * 8] * 8)[None]}, r"must hold real numbers"),
         ({"x": np.array([[[None] * 8] * 8])}, r"Python objects"),
     ],
@@ -367,7 +367,7 @@ def test_targets_of_arrays_are_names_or_indices_and_others_are_told_of(runs: dic
     assert predicted(labels[:20]).metrics == predicted(labels[:20].astype(str)).metrics != {}
     wrong = predicted(np.where(np.arange(20) == 7, 99, labels[:20]))
     assert not wrong.metrics
-    assert wrong.notices == (f"the target is not used: {tmp_path / 'in.npz'}: key 'y' must hold classes of training, got '99' in row 7",)
+    assert wrong.notices == (f"the target is not used: {tmp_path / 'in.npz'}: key 'y' must hold classes of training, got '99' in row 8",)
 
 
 def test_pixels_in_other_units_are_told_of(runs: dict[str, Path], here: Path, tmp_path: Path) -> None:
@@ -402,6 +402,75 @@ def test_an_output_is_never_overwritten_by_accident_nor_half_made(
     again("out.csv", overwrite=True)
     assert (tmp_path / "out.csv").read_text().startswith("row,prediction,p_0")
     assert main(["predict", str(runs["digits"]), "--input", "in.npz", "--output", "/no/such/folder/out.csv"]) == 8
+
+
+def test_rows_are_counted_from_1_in_every_format(runs: dict[str, Path], here: Path, tmp_path: Path) -> None:
+    import pandas as pd
+
+    text = GOOD.replace("\n5", "\n\n\n5")  # the rows are lines 4 and 5
+    (tmp_path / "in.csv").write_text(text)
+    frame = pd.read_csv(tmp_path / "in.csv")
+    frame.to_parquet(tmp_path / "in.parquet")
+    np.savez(tmp_path / "in.npz", x=frame.to_numpy())
+    written = []
+    for name in ("in.csv", "in.parquet", "in.npz"):
+        predict_file(runs["iris"], tmp_path / name, tmp_path / "out.csv", overwrite=True)
+        predict_file(runs["iris"], tmp_path / name, tmp_path / "out.npz", overwrite=True)
+        written.append((tmp_path / "out.csv").read_text())
+        assert [line.split(",")[0] for line in written[-1].splitlines()] == ["row", "1", "2"]
+        assert np.load(tmp_path / "out.npz")["row"].tolist() == [1, 2]
+    assert len(set(written)) == 1
+
+
+def test_a_target_called_row_keeps_its_name(workdir: Path) -> None:
+    Path("t.csv").write_text("a,row\n" + "".join(f"{i * i % 17},{i}.5\n" for i in range(80)))
+    run = dnnkit.train(dnnkit.compose([*QUICK, "data=csv", "data.path=t.csv", "data.target=row", "optimizer.lr=0.001"])).run_dir
+    found = predict_file(run, "t.csv", "out.csv")
+    assert Path("out.csv").read_text().splitlines()[0] == "row_number,row"
+    assert found.notices == ("a target is called 'row': the column 'row_number' has the numbers of the rows",)
+
+
+def test_a_gap_in_a_column_that_had_none_is_filled_and_told(runs: dict[str, Path], here: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("size,sort,wet\n,oak,\n40,,true\n50,fir,\n")
+    notices = predict_file(runs["csv"], tmp_path / "in.csv", tmp_path / "out.csv").notices
+    sort, wet = (notice.removeprefix(f"{tmp_path / 'in.csv'}: ") for notice in notices)  # size had gaps in training too
+    assert sort == "column 'sort' has no value in line 3; training missed none there: it sets none of the categories"
+    assert wet == "column 'wet' has no value in 2 rows, the first is line 2; training missed none there: the training mean is put there"
+
+
+def test_other_data_may_have_gaps_where_the_runs_own_had_none(runs: dict[str, Path], here: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text(table(300).replace("true", "", 1))
+    assert evaluate(runs["csv"], [f"data.path={tmp_path / 'new.csv'}"]).metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "cure"),
+    [
+        (GOOD.replace("1.2", "wide"), "mend it"),
+        (GOOD.splitlines()[0] + "\n", "at least one row"),
+        (GOOD.replace("petal width", "PETAL WIDTH"), r"did you mean 'PETAL WIDTH \(cm\)'"),
+        (None, "^$"),
+    ],
+)
+def test_the_cure_for_a_file_to_predict_names_no_setting(
+    text: str | None, cure: str, runs: dict[str, Path], here: Path, tmp_path: Path
+) -> None:
+    import re
+
+    if text is not None:
+        (tmp_path / "in.csv").write_text(text)
+    with pytest.raises(DataError) as caught:
+        predict_file(runs["iris"], tmp_path / "in.csv", tmp_path / "out.csv")
+    assert re.search(cure, caught.value.cure)
+    assert "data." not in caught.value.cure
+
+
+def test_one_prediction_is_told_in_the_singular(
+    runs: dict[str, Path], here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.csv").write_text("\n".join(GOOD.splitlines()[:2]))
+    assert main(["predict", str(runs["iris"]), "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")]) == 0
+    assert capsys.readouterr().out.startswith("1 prediction of ")
 
 
 def test_predict_needs_no_mlflow_and_no_working_folder(runs: dict[str, Path], here: Path, tmp_path: Path) -> None:

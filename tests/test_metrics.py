@@ -178,3 +178,14 @@ def test_a_metric_says_whether_it_is_the_mean_over_its_samples(name: str) -> Non
     whole = value(name, prediction, target)
     halves = [value(name, prediction[part], target[part]) for part in (slice(0, 30), slice(30, 60))]
     assert (np.mean(halves) == pytest.approx(whole, rel=1e-5)) == REGISTRIES["metrics"].get(name).facts["mean"]
+
+
+def test_a_metric_of_a_config_is_measured_with_its_settings_under_its_name() -> None:
+    from dnnkit.config import compose
+    from dnnkit.training.assemble import measures
+
+    logits = torch.arange(10.0).expand(4, 10)  # class 9 is the likeliest, then 8, 7, …
+    for k, share in ((1, 0.25), (2, 0.5), (3, 0.75), (4, 0.75)):
+        _, metrics = measures(compose([f"metrics=[acc,{{name: top_k, k: {k}}}]"]), "classification", None)
+        assert list(metrics) == ["acc", "top_k"]
+        assert float(metrics["top_k"](logits, torch.tensor([9, 8, 7, 0]))) == share

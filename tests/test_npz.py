@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from dnnkit import compose, plugins
+from dnnkit.cli.card import card_text
 from dnnkit.data import Source, prepare
 from dnnkit.data.source import check
 from dnnkit.errors import DataError
@@ -115,8 +116,31 @@ def test_a_reconstruction_needs_no_y(save: Any, workdir: Path) -> None:
     path = save(x=np.random.default_rng(0).normal(size=(20, 3)))
     data = load_data(compose(["data=npz", f"data.path={path}", "task=reconstruction"]))
     assert (data.task, data.outputs) == ("reconstruction", 3)
-    with pytest.raises(DataError, match="no key 'y'"):
+    assert data.card["decisions"] == ["no y for every split: none is used, a reconstruction needs none"]
+    assert "class" not in card_text(data.card)
+    with pytest.raises(DataError, match=r"(?s)no key 'y'.*task=reconstruction needs no targets"):
         made(path=path)
+
+
+def test_one_hot_values_are_told_how_to_become_classes_and_values_of_one_column_how_to_be_taken_so(save: Any) -> None:
+    [said] = made(path=save(x=X, y=np.eye(3)[Y])).notes["decisions"]
+    assert "task=classification" not in said
+    assert "y.argmax(1)" in said
+    [said] = made(path=save(x=X, y=np.stack([Y, Y], 1) / 1.0)).notes["decisions"]
+    assert said == "y holds floating numbers: values of a regression"
+    [said] = made(path=save(x=X, y=Y / 1.0)).notes["decisions"]
+    assert "task=classification would take its 3 whole ones as classes" in said
+
+
+def test_integers_beyond_2_to_the_53_are_exact_classes_and_no_values(save: Any) -> None:
+    y = 2**53 + np.arange(2).repeat(4)
+    own = {"x_test": X[:2], "y_test": y[-2:].astype(np.uint64)}
+    source = made(path=save(x=X, y=y, **own))
+    assert source.classes == (str(2**53), str(2**53 + 1))
+    assert source.test is not None
+    assert (source.train.y.tolist(), source.test.y.tolist()) == ([0] * 4 + [1] * 4, [1, 1])
+    with pytest.raises(DataError, match=r"'y' holds whole numbers that float64 rounds: 9007199254740993 in row 5"):
+        made(task="regression", path=save(x=X, y=y))
 
 
 SHAPES = {
@@ -181,10 +205,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no values": ({"x": X[:, :0], "y": Y}, "at least one row and one value"),
     "a single number": ({"x": np.array(1.0), "y": Y}, "'x' must hold at least one row"),
     "one value per row, flat": ({"x": X[:, 0], "y": Y}, r"(?s)'x' must have shape \(rows, …\), got \(8,\).*reshape\(-1, 1\)"),
-    "a nan": ({"x": NAN, "y": Y}, r"'x' must be finite in float32, got nan in row 5 \(1 such rows\)"),
+    "a nan": ({"x": NAN, "y": Y}, r"'x' must be finite in float32, got nan in row 6 \(counted from 1\)"),
     "an infinity in test": ({"x": X, "y": Y, "x_test": np.where(X == 4, np.inf, X), "y_test": Y}, "'x_test' must be finite"),
-    "too large for float32": ({"x": X.astype(float) * 1e38, "y": Y}, "'x' must be finite in float32, got 4.*e.38 in row 1"),
-    "a nan among the values": ({"x": X, "y": NAN[:, 1]}, "'y' must be finite in float32, got nan in row 5"),
+    "too large for float32": ({"x": X.astype(float) * 1e38, "y": Y}, r"float32, got 4.*e.38 in row 2 \(7 such rows, counted from 1\)"),
+    "a nan among the values": ({"x": X, "y": NAN[:, 1]}, "'y' must be finite in float32, got nan in row 6"),
     "texts for x": ({"x": X.astype(str), "y": Y}, "'x' must hold real numbers, got <U"),
     "complex x": ({"x": X.astype(complex), "y": Y}, "'x' must hold real numbers, got complex128"),
     "dates for y": ({"x": X, "y": Y.astype("datetime64[D]")}, "'y' must hold whole numbers or texts"),
@@ -219,7 +243,7 @@ def test_arrays_that_cannot_be_used_are_refused_with_file_key_and_rule(fault: st
 
 
 def test_fractions_are_no_classes(save: Any) -> None:
-    with pytest.raises(DataError, match=r"'y' must hold whole numbers for task=classification, got 0\.5 in row 1"):
+    with pytest.raises(DataError, match=r"'y' must hold whole numbers for task=classification, got 0\.5 in row 2"):
         made(task="classification", path=save(x=X, y=Y / 2))
 
 

@@ -19,9 +19,6 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "plugins" / "example"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
-# One worker builds and installs, once for all tests here.
-pytestmark = pytest.mark.xdist_group("packaging")
-
 #: Prints the runs that MLflow knows in the working folder; run by the environment's own Python.
 RUNS = """
 import json

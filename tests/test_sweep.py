@@ -164,6 +164,23 @@ def test_a_job_that_fails_stops_no_other_and_the_sweep_ends_with_7(workdir: Path
     assert len(list((workdir / "runs").iterdir())) == 1
 
 
+def test_what_is_in_brackets_is_shown_and_so_is_the_folder_of_a_job_that_failed(
+    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["-m", "metrics=[acc],[acc,f1]", "optimizer.lr=1e30,0.01", *SHORT, "trainer.limit_train_batches=1.0"]) == 7
+    out = capsys.readouterr().out
+    assert out.count("metrics=[acc] ") == out.count("metrics=[acc,f1] ") == 4  # two jobs of each, in the heading and in the table
+    folders = list((workdir / "runs").iterdir())
+    assert len(folders) == 4
+    assert all(out.count(f"runs/{folder.name}") == 1 for folder in folders)
+
+
+def test_text_that_needs_quotes_is_the_same_in_each_job(composed: list[list[str]]) -> None:
+    check_sweep(COMPOSER, ["seed=0,1", "tracking.experiment=é=;"])
+    assert composed == [[f"seed={seed}", "tracking.experiment='é=;'"] for seed in (0, 1)]
+
+
 def test_a_signal_ends_the_sweep_with_its_own_number(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_self: sweep.Job, _cfg: Config, _console: Console) -> Result:
         raise Interrupted(15, "stopped")

@@ -175,7 +175,7 @@ def test_a_column_that_counts_the_rows_is_pointed_out(tmp_path: Path) -> None:
 # The file's form
 
 
-@pytest.mark.parametrize(("delimiter", "setting"), [(",", ","), (";", ";"), ("\t", "tab"), ("|", "|")])
+@pytest.mark.parametrize(("delimiter", "setting"), [(",", "comma"), (";", "semicolon"), ("\t", "tab"), ("|", "pipe")])
 def test_the_delimiter_is_found_or_given(tmp_path: Path, delimiter: str, setting: str) -> None:
     path = written(tmp_path, ANIMALS.replace(",", delimiter))
     expected = made(written(tmp_path, ANIMALS, "commas.csv"), "species")
@@ -234,8 +234,9 @@ def test_a_test_file_is_encoded_as_the_training_file_was(tmp_path: Path) -> None
     assert source.test is not None
     np.testing.assert_array_equal(source.test.x, [[NAN, 0, 0], [7, 1, 0]])
     assert source.test.y.tolist() == [1, 0]
-    [extra, violet] = source.notes["decisions"][-2:]
+    [extra, gap, violet] = source.notes["decisions"][-3:]
     assert "'extra'" in extra
+    assert "column 'a' has no value in line 2; training missed none there: the training mean is put there" in gap
     assert "column 'b': 'violet' is no category of training, so none is set (1 row, the first is line 2)" in violet
 
 
@@ -299,6 +300,90 @@ def test_a_class_of_a_single_row_is_said_and_survives_a_stratified_split(workdir
     assert data.outputs == 3
     assert sum(balance[0] for balance in data.card["class_balance"].values()) == 1
     assert "class 'lone' has a single row, which can be in one split only" in data.card["decisions"]
+
+
+# Integers that float64 cannot hold, and digits that are no numbers
+
+BIG = 2**53
+
+
+def parquet_of(folder: Path, **columns: Any) -> Path:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), folder / "table.parquet")
+    return folder / "table.parquet"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "decimal"])
+def test_classes_of_integers_beyond_2_to_the_53_stay_apart(tmp_path: Path, kind: str) -> None:
+    import pyarrow
+
+    labels = [BIG + 1, BIG, BIG + 1, -BIG - 1, -BIG, BIG] * 3
+    path = written(tmp_path, "a,y\n" + "".join(f"{index % 5},{label}\n" for index, label in enumerate(labels)))
+    if kind != "csv":
+        cells = pyarrow.array(labels, pyarrow.int64() if kind == "parquet" else pyarrow.decimal128(20, 0))
+        path = parquet_of(tmp_path, a=[index % 5 for index in range(18)], y=cells)
+    source = made(path, kind="csv" if kind == "csv" else "parquet", task="classification")
+    assert source.classes == (str(-BIG - 1), str(-BIG), str(BIG), str(BIG + 1))
+    assert source.train.y.tolist() == [3, 2, 3, 0, 1, 2] * 3
+    again = encode_file(path, TableEncoding.from_dict(source.encoding or {}))
+    assert again.target is not None
+    assert again.target.tolist() == source.train.y.tolist()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_values_that_float64_would_round_are_refused_and_features_are_told_of(tmp_path: Path, kind: str) -> None:
+    values = [10**18 + index for index in range(30)]
+    path = written(tmp_path, "a,y\n" + "".join(f"{value},{value}\n" for value in values))
+    path = path if kind == "csv" else parquet_of(tmp_path, a=values, y=values)
+    with pytest.raises(DataError, match="column 'y' holds integers that float64 rounds: 1000000000000000001 in 29 rows, the first is"):
+        made(path, kind=kind)
+    labels = ["u", "v"] * 15
+    path = written(tmp_path, "a,y\n" + "".join(f"{value},{label}\n" for value, label in zip(values, labels, strict=True)))
+    source = made(path if kind == "csv" else parquet_of(tmp_path, a=values, y=labels), kind=kind)
+    assert source.train.x[:, 0].tolist() == [float(value) for value in values]
+    assert "column 'a' holds integers beyond 2^53, which float64 rounds, in 29 rows" in source.notes["decisions"][-1]
+
+
+def test_integers_that_float64_holds_are_no_matter_however_large(tmp_path: Path) -> None:
+    source = made(written(tmp_path, f"a,y\n{BIG},u\n{2**60},v\n1{'0' * 22},u\n"))
+    assert source.train.x[:, 0].tolist() == [2.0**53, 2.0**60, 1e22]
+    assert not any("2^53" in said for said in source.notes["decisions"])
+
+
+def test_codes_with_leading_zeros_are_categories_and_classes_of_their_own(tmp_path: Path) -> None:
+    source = made(written(tmp_path, "zip,y\n02134,007\n2134,7\n02134,07\n10001,7\n"), max_categories=3)
+    assert source.columns == ("zip=02134", "zip=10001", "zip=2134")
+    assert source.classes == ("007", "07", "7")
+    assert source.train.y.tolist() == [0, 2, 1, 2]
+    said = source.notes["decisions"]
+    assert "column 'zip' has leading zeros, as codes have ('02134' in line 2): taken as texts, not as numbers" in said
+    assert "the target has leading zeros, as codes have ('007' in line 2): taken as texts, not as numbers" in said
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        ("0 0 1", "number"),
+        ("0.5 -0.5 0", "number"),
+        ("-05 +07 3", "number"),
+        ("00.5 007 1", "number"),
+        ("0e3 1 2", "number"),
+        ("00 1 2", "category"),
+        ("007 A12 3", "category"),
+        ("NA 01 NA", "category"),
+    ],
+)
+def test_a_zero_before_digits_makes_a_code_unless_a_number_has_a_sign_or_a_point(tmp_path: Path, cells: str, kind: str) -> None:
+    rows = "".join(f"{cell},{label}\n" for cell, label in zip(cells.split(), "uvu", strict=True))
+    assert kinds(made(written(tmp_path, f"a,y\n{rows}"))) == {"a": kind}
+
+
+def test_dates_are_told_to_be_taken_as_texts(tmp_path: Path) -> None:
+    path = written(tmp_path, "day,y\n2024-01-01,u\n2024-01-02,v\n2024-01-01,u\n")
+    assert "column 'day' looks like dates: taken as plain texts, without their order or distance" in made(path).notes["decisions"]
+    assert not any("dates" in said for said in made(path, categories=["day"]).notes["decisions"])
 
 
 # Parquet
@@ -379,6 +464,27 @@ def test_every_nan_has_the_same_bits(tmp_path: Path) -> None:
     assert_same_bits(source.train.x, made(written(tmp_path, "a,y\n1,u\n,v\nNA,u\n")).train.x)
 
 
+# The card
+
+
+def test_the_card_shows_the_gaps_of_categories_too(workdir: Path) -> None:
+    from dnnkit.cli.card import card_text
+
+    written(workdir, ANIMALS + "1,true,red,dog\n2,true,red,cat\n3,true,blue,cat\n")
+    data = load_data(dnnkit.compose(["data=csv", "data.path=table.csv", "data.target=species", "data.val_size=1", "data.test_size=1"]))
+    assert "height (1), wild (1), colour (1)" in card_text(data.card)
+
+
+def test_a_line_break_in_a_name_does_not_tear_the_card(workdir: Path) -> None:
+    from dnnkit.cli.card import card_text
+
+    written(workdir, "a,y\n" + '1,"u\nz"\n2,v\n' * 10)
+    text = card_text(load_data(dnnkit.compose(["data=csv", "data.path=table.csv", "data.target=y"])).card)
+    [line] = [line for line in text.splitlines() if "u\\nz" in line and "%" in line]
+    assert line.count("%") == 3
+    assert "20 rows, 1 column\n" in text
+
+
 # Later files
 
 
@@ -427,6 +533,18 @@ def test_what_training_had_not_is_told_with_its_count(tmp_path: Path) -> None:
     assert "ignored: 'shoe'" in extra
     assert "column 'colour': 'pink' is no category of training, so none is set (2 rows, the first is line 2)" in pink
     assert "column 'colour': 'grey' is no category of training, so none is set (1 row, the first is line 5)" in grey
+
+
+def test_gaps_where_training_had_none_are_told_with_column_count_and_place(tmp_path: Path) -> None:
+    encoding = encoding_of(tmp_path, "a,b,c,y\n1,r,1,u\n2,s,,v\n", "y")
+    [number, category] = encode_file(written(tmp_path, "a,b,c\n,r,\n1,,2\nNA,s,1\n", "new.csv"), encoding).notices
+    assert "column 'a' has no value in 2 rows, the first is line 2; training missed none there: the training mean" in number
+    assert "column 'b' has no value in line 3; training missed none there: it sets none of the categories" in category
+
+
+def test_an_encoding_from_before_gaps_were_kept_is_read(tmp_path: Path) -> None:
+    old = {key: value for key, value in encoding_of(tmp_path).to_dict().items() if key != "complete"}
+    assert TableEncoding.from_dict(old).complete == ()
 
 
 def test_columns_that_training_ignored_are_ignored_in_silence(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def figure_path(name: str, words: Sequence[str]) -> tuple[Path | None, list[str]
 def card_text(card: Mapping[str, Any]) -> str:
     """The card in lines; whatever a source adds to it comes last."""
     parts = [f"data={card['name']}", _facts(card), _splits(card)]
-    if "class_balance" in card:
+    # A single class is what a source says that needed no targets.
+    if any(len(counts) > 1 for counts in card.get("class_balance", {}).values()):
         parts.append(_balance(card))
     if "target" in card:
         parts.append(_target(card["target"]))
@@ -85,6 +86,9 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 
 def _facts(card: Mapping[str, Any]) -> str:
+    # Of a category the values of x are 0 or 1 even where the cell is missing: its gaps are known to the source alone.
+    gaps = {row["column"]: row["missing"] for row in card.get("table_columns", []) if row["missing"]}
+    card = {**card, "missing": gaps} if gaps else card
     rows = [(key, _fact(key, card[key])) for key in _LINES if key in card and card[key] is not None]
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"  {key.replace('_', ' '):<{width}}  {text}" for key, text in rows)
@@ -99,8 +103,13 @@ def _fact(key: str, value: Any) -> str:
 
 
 def _listed(names: Sequence[object]) -> str:
-    shown = ", ".join(map(str, names[:MOST_NAMES])) or "none"
+    shown = ", ".join(one_line(str(name)) for name in names[:MOST_NAMES]) or "none"
     return shown + (f", … ({len(names)} in all)" if len(names) > MOST_NAMES else "")
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks, and whatever else a terminal would act on, escaped."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _splits(card: Mapping[str, Any]) -> str:
@@ -117,7 +126,7 @@ def _balance(card: Mapping[str, Any]) -> str:
     rows = []
     for index, name in enumerate(names[:MOST_CLASSES]):
         cells = [[f"{counts[index]:,}", f"{counts[index] / max(1, sum(counts)):.1%}"] for counts in balance.values()]
-        rows.append([name, *(cell for pair in cells for cell in pair)])
+        rows.append([one_line(name), *(cell for pair in cells for cell in pair)])
     head = ["class", *(cell for part in balance for cell in (part, "share"))]
     more = f"\n  … {count - MOST_CLASSES} more classes: --json shows all" if count > MOST_CLASSES else ""
     return _table(head, rows, left=(0,)) + more
@@ -125,7 +134,7 @@ def _balance(card: Mapping[str, Any]) -> str:
 
 def _target(target: Mapping[str, Mapping[str, float]]) -> str:
     keys = list(next(iter(target.values())))
-    rows = [[name, *(f"{values[key]:.6g}" for key in keys)] for name, values in list(target.items())[:MOST_CLASSES]]
+    rows = [[one_line(name), *(f"{values[key]:.6g}" for key in keys)] for name, values in list(target.items())[:MOST_CLASSES]]
     more = f"\n  … {len(target) - MOST_CLASSES} more targets: --json shows all" if len(target) > MOST_CLASSES else ""
     return _table(["target (in training)", *keys], rows, left=(0,)) + more
 

@@ -43,9 +43,11 @@ training's examples is in the checkpoint and is done to these.
 
   --input FILE         .csv or .parquet: the columns of the run's table, in any order; other columns are left out, with a word.
                        .npz: raw examples under the key x, of shape (n, …) as the run's; images also (n, h, w).
-  --output FILE        .csv: for each row of the input (row) the class (prediction) and the probability of each (p_<class>), or
+  --output FILE        .csv: for each row of the input its number (row), the class (prediction) and the probability of each (p_<class>), or
                        the values, in the units of the target and by its names. .npz: the same as arrays: row, prediction (class
                        indices), probabilities and classes, or values and targets. A reconstruction is .npz alone.
+                       Rows are counted from 1 in every format, without the header. Where a target is called row itself, the
+                       number is in the column row_number.
   --overwrite          replace an output file that is there
   --batch-size N       examples at a time (default 1000)
   --checkpoint C       best (default) or last
@@ -145,7 +147,8 @@ def evaluate_run(words: list[str]) -> int:
         }  # fmt: skip
         print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
-    print(f"{found.run_dir.name}, {found.checkpoint} weights (step {found.step}), {found.rows} examples of {found.split}")
+    examples = "1 example" if found.rows == 1 else f"{found.rows} examples"
+    print(f"{found.run_dir.name}, {found.checkpoint} weights (step {found.step}), {examples} of {found.split}")
     print(_line(found.metrics))
     if found.recorded:
         equal = all(found.recorded[name] == value for name, value in found.metrics.items() if name in found.recorded)
@@ -183,7 +186,8 @@ def predict_with(words: list[str]) -> int:
         }  # fmt: skip
         print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
-    print(f"{found.rows} predictions of {found.run_dir.name} ({found.checkpoint} weights, step {found.step}) are in {found.output}")
+    said = "prediction of {} ({} weights, step {}) is in {}" if found.rows == 1 else "predictions of {} ({} weights, step {}) are in {}"
+    print(found.rows, said.format(found.run_dir.name, found.checkpoint, found.step, found.output))
     if found.metrics:
         print(_line(found.metrics))
     return 0

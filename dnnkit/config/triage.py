@@ -24,6 +24,7 @@ CLI = "command line"
 _TEXT = re.compile(r"""((?:\+\+?)?(?!hydra\b)[A-Za-z_]\w*(?:\.\w+)*)=(?![\[{(])((?:(?!\$\{)[^,'"\\\r\n])+)(?<![\]})])""")
 _CALL = re.compile(r"\w+\(.*\)")
 
+
 def line(override: Override) -> str:
     """The override as it was typed."""
     return override.input_line or ""

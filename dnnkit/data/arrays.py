@@ -37,7 +37,11 @@ def array_source(path: Path, task: str) -> Source:
     splits = _splits(path, arrays, [*arrays, *unused], task)
     said = [f"key {key!r} is not used" for key in unused]
     x, kind = _examples(path, {split: pair[0] for split, pair in splits.items()}, said)
-    y, classes = _targets(path, {split: pair[1] for split, pair in splits.items()}, task, said)
+    if task == "reconstruction" and not {"y" if split == "train" else f"y_{split}" for split in splits} <= set(arrays):
+        said.append("no y for every split: none is used, a reconstruction needs none")
+        y, classes = {split: torch.zeros(len(pair[0]), dtype=torch.int64) for split, pair in splits.items()}, None
+    else:
+        y, classes = _targets(path, {split: pair[1] for split, pair in splits.items()}, task, said)
     parts = {split: Examples(x[split], y[split]) for split in splits}
     train = parts["train"]
     return Source(
@@ -55,7 +59,7 @@ def _splits(path: Path, arrays: Mapping[str, Array], keys: Sequence[str], task: 
             continue
         for key in pair:
             if key not in arrays and not (key == pair[1] and task == "reconstruction"):
-                raise missing_key(path, key, keys)
+                raise missing_key(path, key, keys, "task=reconstruction needs no targets" if key == pair[1] else "")
         x = arrays[pair[0]]
         y = arrays.get(pair[1], np.zeros(len(x) if x.ndim else 0, dtype=np.int64))
         _check_shapes(path, pair, x, y)
@@ -105,7 +109,8 @@ def _numbers(path: Path, key: str, array: Array) -> Array:
         if wrong.any():
             row = int(np.argwhere(wrong)[0][0])
             rows = int(wrong.reshape(len(wrong), -1).any(1).sum())
-            cause = f"{path}: key {key!r} must be finite in float32, got {wide[row][wrong[row]].flat[0]} in row {row} ({rows} such rows)"
+            more = f" ({rows} such rows, counted from 1)" if rows > 1 else " (counted from 1)"
+            cause = f"{path}: key {key!r} must be finite in float32, got {wide[row][wrong[row]].flat[0]} in row {row + 1}{more}"
             raise DataError(cause, "fill or drop such rows")
         return wide
     if kind == "u" and array.dtype.itemsize > 1:
@@ -142,8 +147,12 @@ def _values(path: Path, arrays: Mapping[str, Array], kind: str, said: list[str])
             )
             raise DataError(cause)
     if kind != "f":
+        for split, array in arrays.items():
+            _exact(path, _key("y", split), array)
         said.append("y holds whole numbers: taken as values, as task=regression asks")
-    elif len(few := np.unique(y)) <= FEW and (few == np.round(few)).all():
+    elif _one_hot(y):
+        said.append("y holds one-hot rows of floating numbers: values of a regression; for a classification save y.argmax(1)")
+    elif y[:1].size == 1 and len(few := np.unique(y)) <= FEW and (few == np.round(few)).all():
         said.append(
             f"y holds floating numbers: values of a regression; task=classification would take its {len(few)} whole ones as classes"
         )
@@ -152,11 +161,22 @@ def _values(path: Path, arrays: Mapping[str, Array], kind: str, said: list[str])
     return {split: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)) for split, array in arrays.items()}
 
 
+def _exact(path: Path, key: str, values: Array) -> None:
+    """DataError where float64 rounds a whole number."""
+    if max(int(values.max()), -int(values.min())) <= 2**53:
+        return
+    wrong = values.astype(np.float64).astype(object) != values.astype(object)
+    if wrong.any():
+        row = int(np.argwhere(wrong)[0][0])
+        cause = f"{path}: key {key!r} holds whole numbers that float64 rounds: {values[wrong].flat[0]} in row {row + 1}"
+        raise DataError(cause, "of classes, take task=classification; of values, subtract what all have in common")
+
+
 def _whole(path: Path, key: str, values: Array) -> Array:
     wrong = (values != np.round(values)) | (np.abs(values) > 2**53)
     if wrong.any():
         row = int(np.argwhere(wrong)[0][0])
-        cause = f"{path}: key {key!r} must hold whole numbers for task=classification, got {values[wrong].flat[0]} in row {row}"
+        cause = f"{path}: key {key!r} must hold whole numbers for task=classification, got {values[wrong].flat[0]} in row {row + 1}"
         raise DataError(cause, "task=regression predicts such values")
     return values.astype(np.int64)
 
@@ -166,13 +186,20 @@ def _column(path: Path, key: str, y: Array) -> Array:
     column = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if column.ndim == 1:
         return column
-    one_hot = y.ndim == 2 and y.dtype.kind in "biuf" and (np.sort(y, 1)[:, :-1] == 0).all() and (y.max(1) == 1).all()
-    cure = "it looks one-hot: save y.argmax(1)" if one_hot else "several values per row are a regression: save them as floating numbers"
+    cure = "it looks one-hot: save y.argmax(1)" if _one_hot(y) else "several values per row are a regression: save them as floating numbers"
     raise DataError(f"{path}: key {key!r} must hold one label for each row, shape (rows,), got {y.shape}", cure)
+
+
+def _one_hot(y: Array) -> bool:
+    shape = y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "biuf"
+    return bool(shape and (np.sort(y, 1)[:, :-1] == 0).all() and (y.max(1) == 1).all())
 
 
 def _classes(path: Path, arrays: Mapping[str, Array], task: str, said: list[str]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Indices into the sorted labels of all splits, each class named by its label."""
+    if len({array.dtype for array in arrays.values()}) > 1 and all(array.dtype.kind in "iu" for array in arrays.values()):
+        # NumPy joins signed and unsigned integers as float64, which rounds beyond 2^53.
+        arrays = {split: _numbers(path, _key("y", split), array).astype(np.int64) for split, array in arrays.items()}
     labels = np.unique(np.concatenate([np.unique(array) for array in arrays.values()]))
     y, texts = arrays["train"], arrays["train"].dtype.kind in "US"
     here = len(np.unique(y))

@@ -46,11 +46,11 @@ def read_npz(path: Path, names: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
         raise DataError(f"{path} cannot be read: {error.strerror or error}", "make it readable, or name another file") from error
 
 
-def missing_key(path: Path, key: str, keys: Sequence[str]) -> DataError:
-    """The error for a key that a file has not, with the nearest ones that it has."""
+def missing_key(path: Path, key: str, keys: Sequence[str], cure: str = "") -> DataError:
+    """The error for a key that a file has not, with the nearest ones that it has and, last, another `cure`."""
     close = nearest(key, keys)
     hint = f"did you mean {' or '.join(close)}? rename it" if close else f"there are: {', '.join(keys) or 'none'}"
-    return DataError(f"{path} has no key {key!r}", f"{hint}; {_SAVE}")
+    return DataError(f"{path} has no key {key!r}", f"{hint}; {_SAVE}{f'; {cure}' if cure else ''}")
 
 
 def _no_archive(path: Path, error: Exception) -> DataError:

@@ -142,6 +142,11 @@ def _fitting(run: FinishedRun, cfg: Config, data: DataSet) -> DataSet:
     return data
 
 
+def _meaning(encoding: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The encoding without its word on the training file's own gaps: a file with others means the same."""
+    return None if encoding is None else {key: value for key, value in encoding.items() if key != "complete"}
+
+
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

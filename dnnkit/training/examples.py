@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dnnkit.checkpoint import RunState
-from dnnkit.errors import DataError
+from dnnkit.errors import DataError, nearest
 
 #: The endings of a file of examples.
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".gz")
@@ -22,7 +22,7 @@ class NewExamples:
     """Raw examples x `(n, *inputs)`, NaN where a value is missing, and where each is found in the file.
 
     `target`: int64 class indices or float64 values `(n, …)`, None where the file has none. `unit` says what `rows` count:
-    lines or rows of a table from 1, positions in an array from 0. `notices` are sentences for the user.
+    lines of a text file, the header's being 1, else rows from 1. `notices` are sentences for the user.
     """
 
     x: Tensor
@@ -38,15 +38,26 @@ def read_examples(path: Path, state: RunState) -> NewExamples:
     A table (csv or Parquet, plain or gzipped) is encoded as training encoded its own, or its columns are taken by name; an
     .npz has them under the key x, and may have targets under y. Raises DataError naming file, row and column or key.
     """
+    if path.suffix.lower() in (*TABLES, ARRAYS) and not path.exists():
+        raise _nowhere(path)
     if path.suffix.lower() == ARRAYS:
         found = _arrays(path, state)
     elif path.suffix.lower() in TABLES:
         found = _encoded(path, state) if state.encoding is not None else _columns(path, state)
     else:
         known = "csv and Parquet tables (.csv .tsv .txt .parquet .pq, each also with .gz) and arrays (.npz)"
-        raise DataError(f"{path}: examples cannot be read from a file ending in {path.suffix or 'nothing'}", f"there are: {known}")
+        ending = f"with the ending {path.suffix}" if path.suffix else "without an ending"
+        raise DataError(f"{path}: examples cannot be read from a file {ending}", f"give one of: {known}")
     _check_present(path, found, state)
     return found
+
+
+def _nowhere(path: Path) -> DataError:
+    if not path.parent.is_dir():
+        return DataError(f"there is no file {path}, and no folder {path.parent}")
+    close = nearest(path.name, sorted(entry.name for entry in path.parent.iterdir() if entry.is_file()))
+    hint = f"did you mean {' or '.join(str(path.with_name(name)) for name in close)}?" if close else ""
+    return DataError(f"there is no file {path}", hint)
 
 
 def _encoded(path: Path, state: RunState) -> NewExamples:
@@ -68,6 +79,7 @@ def _columns(path: Path, state: RunState) -> NewExamples:
         cause = f"{path}: the run was not trained on a table: its examples have no columns"
         raise DataError(cause, f"give an .npz with x of shape {shape}")
     table = read_parquet(path) if read_bytes(path).startswith(b"PAR1") else read_csv(path, expected=state.columns)
+    table = replace(table, settled=True)
     wanted = [table.column(name, "training had it") for name in state.columns]
     x = torch.stack([torch.from_numpy(numbers(table, column)) for column in wanted], dim=1).reshape(len(table), *state.inputs)
     named = state.targets is not None and all(name in table.columns for name in state.targets)
@@ -96,7 +108,7 @@ def _arrays(path: Path, state: RunState) -> NewExamples:
             target = _as_target(path, arrays["y"], len(x), state)
         except DataError as error:
             notices.append(f"the target is not used: {error.cause}")
-    return NewExamples(x, target, tuple(range(len(x))), "row", tuple(notices))
+    return NewExamples(x, target, tuple(range(1, len(x) + 1)), "row", tuple(notices))
 
 
 def _as_examples(path: Path, array: Any, state: RunState) -> Tensor:
@@ -135,7 +147,7 @@ def _as_target(path: Path, array: Any, rows: int, state: RunState) -> Tensor:
             raise DataError(f"{path}: key 'y' must hold {state.outputs} numbers for each row, got {array.dtype} of shape {array.shape}")
         y = _tensor(array).double().reshape(rows, state.outputs)
         if not y.isfinite().all():
-            raise DataError(f"{path}: key 'y' must be finite, row {int((~y.isfinite()).any(1).nonzero()[0])} is not")
+            raise DataError(f"{path}: key 'y' must be finite, row {int((~y.isfinite()).any(1).nonzero()[0]) + 1} is not")
         return y
     if array.dtype.kind not in "iubUS" or array.size != rows:
         raise DataError(f"{path}: key 'y' must hold one class for each row, got {array.dtype} of shape {array.shape}")
@@ -147,7 +159,7 @@ def _as_target(path: Path, array: Any, rows: int, state: RunState) -> Tensor:
     if array.dtype.kind in "iu" and min(given) >= 0 and max(given) < state.outputs:
         return torch.tensor(given)
     row = next(row for row, text in enumerate(said) if text not in names)
-    raise DataError(f"{path}: key 'y' must hold classes of training, got {said[row]!r} in row {row}")
+    raise DataError(f"{path}: key 'y' must hold classes of training, got {said[row]!r} in row {row + 1}")
 
 
 def _check_present(path: Path, found: NewExamples, state: RunState) -> None:

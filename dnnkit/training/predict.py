@@ -76,7 +76,7 @@ def _outputs(run: FinishedRun, x: Tensor, batch_size: int) -> Tensor:
             if not ready.isfinite().all():
                 row = len(torch.cat(parts)) if parts else 0
                 row += int((~ready.flatten(1).isfinite()).any(1).nonzero()[0])
-                raise DataError(f"example {row} holds a value that is missing, or not finite once it is standardised")
+                raise DataError(f"example {row + 1} holds a value that is missing, or not finite once it is standardised")
             with mixed:
                 output = network(ready.to(device, dtype))
             parts.append(output.to("cpu", torch.float64 if dtype is torch.float64 else torch.float32))
@@ -95,10 +95,11 @@ def predict_file(
 ) -> Predicted:
     """Predict every example of a file and write the predictions to another, whole or not at all.
 
-    `source`: csv, Parquet or .npz; see `read_examples`. `output`: .csv or .npz. In csv a line for each row: where the row is
-    in the source; for classes the predicted one and a column `p_<class>` with the probability of each; for values one
-    column by the name of each target, in its units. In .npz the arrays `row`, and `prediction` (class indices),
-    `probabilities` and `classes`, or `values` with `targets`; a reconstruction has `values` `(n, *inputs)` and is .npz alone.
+    `source`: csv, Parquet or .npz; see `read_examples`. `output`: .csv or .npz. In csv a line for each row: its number `row`,
+    counted from 1 in every format, without the header (`row_number` where a target is called `row` itself); for classes the
+    predicted one and a column `p_<class>` with the probability of each; for values one column by the name of each target, in
+    its units. In .npz the arrays `row`, and `prediction` (class indices), `probabilities` and `classes`, or `values` with
+    `targets`; a reconstruction has `values` `(n, *inputs)` and is .npz alone.
     Neither the data that the run was trained on nor MLflow is needed.
 
     Raises CheckpointError; DataError for a source that cannot be used; ConfigError for an output that is there already
@@ -110,9 +111,11 @@ def predict_file(
     examples = read_examples(source, found.state)
     raw = _outputs(found, examples.x, batch_size)
     notices = [*examples.notices, *_strange(found, examples.x)]
+    if target.suffix.lower() == ".csv" and (counting := _counting(found)) != "row":
+        notices.append(f"a target is called 'row': the column {counting!r} has the numbers of the rows")
     metrics = _measured(found, examples, raw)
     with replacing(target) as file:
-        (_write_csv if target.suffix.lower() == ".csv" else _write_npz)(file, found, examples, _in_words(found, raw))
+        (_write_csv if target.suffix.lower() == ".csv" else _write_npz)(file, found, _in_words(found, raw))
     return Predicted(found.folder.path, found.checkpoint.stem, found.step, len(examples.x), target, metrics, tuple(notices))
 
 
@@ -170,7 +173,15 @@ def _targets(run: FinishedRun) -> tuple[str, ...]:
     return run.state.targets or (("value",) if many == 1 else tuple(f"value_{index}" for index in range(many)))
 
 
-def _write_csv(file: BinaryIO, run: FinishedRun, examples: NewExamples, predicted: Tensor) -> None:
+def _counting(run: FinishedRun) -> str:
+    """The name of the column with the numbers of the rows: one that no other column of the output has."""
+    taken, name = (set() if run.state.task == "classification" else set(_targets(run))), "row"
+    while name in taken:
+        name = "row_number" if name == "row" else f"{name}_"
+    return name
+
+
+def _write_csv(file: BinaryIO, run: FinishedRun, predicted: Tensor) -> None:
     """A header and a line for each row; numbers in the fewest digits that say exactly which they are."""
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     lines = csv.writer(text, lineterminator="\n")
@@ -178,18 +189,18 @@ def _write_csv(file: BinaryIO, run: FinishedRun, examples: NewExamples, predicte
         names = _classes(run)
         lines.writerow(["row", "prediction", *(f"p_{name}" for name in names)])
         chosen = [names[index] for index in predicted.argmax(1).tolist()]
-        lines.writerows([row, name, *shares] for row, name, shares in zip(examples.rows, chosen, predicted.tolist(), strict=True))
+        lines.writerows([row, name, *shares] for row, (name, shares) in enumerate(zip(chosen, predicted.tolist(), strict=True), 1))
     else:
-        lines.writerow(["row", *_targets(run)])
-        lines.writerows([row, *values] for row, values in zip(examples.rows, predicted.tolist(), strict=True))
+        lines.writerow([_counting(run), *_targets(run)])
+        lines.writerows([row, *values] for row, values in enumerate(predicted.tolist(), 1))
     text.flush()
     text.detach()
 
 
-def _write_npz(file: BinaryIO, run: FinishedRun, examples: NewExamples, predicted: Tensor) -> None:
+def _write_npz(file: BinaryIO, run: FinishedRun, predicted: Tensor) -> None:
     import numpy as np
 
-    arrays: dict[str, Any] = {"row": np.array(examples.rows, dtype=np.int64)}
+    arrays: dict[str, Any] = {"row": np.arange(1, len(predicted) + 1)}
     if run.state.task == "classification":
         arrays |= {"prediction": predicted.argmax(1).numpy(), "probabilities": predicted.numpy()}
         arrays["classes"] = np.array(_classes(run), dtype=str)

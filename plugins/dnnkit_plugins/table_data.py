@@ -24,7 +24,7 @@ def csv(
     path: Text,
     target: Text,
     test_path: Text | None = None,
-    delimiter: Literal["auto", ",", ";", "tab", "|"] = "auto",
+    delimiter: Literal["auto", "comma", "semicolon", "tab", "pipe"] = "auto",
     ignore: list[str] = [],  # noqa: B006  a setting's default is a JSON value, and is never changed
     categories: list[str] = [],  # noqa: B006
     max_categories: Annotated[int, Ge(1)] = 50,
@@ -43,9 +43,14 @@ def csv(
     Each column is one of three kinds, told in the log and the data card. Number: every cell is digits with a decimal point
     or an exponent. Boolean: every cell is true or false, in any case; 1 and 0. Category: any other text; one 0-or-1 value
     per category of the file, in alphabetical order, named `column=category`. `categories` names columns to take so although
-    they hold numbers. Refused, with the row and what to do about it: more than `max_categories`, texts that differ in nearly
-    all rows (ids, names), a few texts among numbers, a decimal comma, an infinity, a column without a value. Dates are not
-    read. Categories, though no statistics, are those of all rows of the file, before validation and test are taken.
+    they hold numbers. Digits that begin with a zero, such as 007 or 02134, are codes: a column with such cells is a category
+    unless one of its numbers has a sign, a point or an exponent (0, 0.5 and -05 are numbers). Dates are not read: they are
+    texts like others. Refused, with the row and what to do about it: more than `max_categories`, texts that differ in nearly
+    all rows (ids, names), a few texts among numbers, a decimal comma, an infinity, a column without a value. Categories,
+    though no statistics, are those of all rows of the file, before validation and test are taken.
+
+    Integers beyond 2^53 are told apart as classes and categories; as features they are rounded to float64, which is said,
+    and as values to predict they are refused if that changes one.
 
     Cells that are one of `missing` have no value: a number or boolean gets the training mean, a category none of its values.
     That something was missing is not itself a feature. A missing target is an error.

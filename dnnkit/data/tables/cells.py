@@ -50,7 +50,7 @@ def exact_numbers(table: Table, column: Column) -> Floats:
     if wrong.any():
         text = column.texts[int(wrong.argmax())]
         cause = f"{table.path}: column {column.name!r} holds integers that float64 rounds: {text} in {table.places(wrong)}"
-        raise DataError(cause, "if they are classes, take task=classification; if they are values, subtract in the file what they have in common")
+        raise DataError(cause, "of classes, take task=classification; of values, subtract in the file what all have in common")
     return values
 
 

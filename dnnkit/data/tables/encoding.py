@@ -187,8 +187,7 @@ def _unseen(table: Table, encoding: ColumnEncoding, unseen: NDArray[np.bool_]) -
         rows.setdefault(held[row], []).append(row)
     where = f"{table.path}: column {encoding.name!r}"
     said = [
-        f"{where}: {text!r} is no category of training, so none is set ({counted(len(at), 'row')}, "
-        f"the first is {table.at(at[0])})"
+        f"{where}: {text!r} is no category of training, so none is set ({counted(len(at), 'row')}, the first is {table.at(at[0])})"
         for text, at in rows.items()
     ]
     return [*said[:5], *([f"{where}: and {len(said) - 5} other categories that training had not"] if len(said) > 5 else [])]

@@ -101,9 +101,10 @@ def override(setting: str, name: str) -> str:
     """The override that puts one column into a list of names, as it is typed in a shell."""
     if _PLAIN.fullmatch(name):
         return f"{setting}=[{name}]"
-    quoted = name.replace("\\", "\\\\").replace("'", "\\'")
+    # Backslashes stand for themselves but before a quote.
+    quoted = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), name)
     word = f"{setting}=['{quoted}']"
-    return shlex.quote(word) if set(name) & set('"$`!\\\'') else f'"{word}"'
+    return shlex.quote(word) if set(name) & set("\"$`!\\'") else f'"{word}"'
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:
