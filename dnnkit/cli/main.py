@@ -30,6 +30,7 @@ dnnkit trains a deep network that you describe in names, and records every numbe
 To see what there is:
   dnnkit list                        every group of choices; dnnkit list optimizer: the optimizers
   dnnkit describe activation selu    what a choice means: formula, settings, bounds, source
+  dnnkit describe data csv data.path=FILE data.target=COLUMN   a data set's card: sizes, balance, what is missing
   dnnkit check OVERRIDES             say what is wrong with a config, and do nothing
   dnnkit plugins                     the installed plugin packages, and whether they loaded
 
