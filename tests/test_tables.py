@@ -102,6 +102,7 @@ def test_every_decision_is_in_the_notes_as_values_and_as_sentences(tmp_path: Pat
         "column 'wild': boolean, missing in 1 row",
         "column 'colour': category of 3: 'blue', 'green', 'red', missing in 1 row",
     ]
+    assert notes["missing"] == {"height": 1, "wild": 1, "colour": 1}  # also of the category, whose gaps are no NaN
     assert json.loads(json.dumps(notes)) == notes
 
 

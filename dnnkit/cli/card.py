@@ -86,9 +86,6 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 
 def _facts(card: Mapping[str, Any]) -> str:
-    # Of a category the values of x are 0 or 1 even where the cell is missing: its gaps are known to the source alone.
-    gaps = {row["column"]: row["missing"] for row in card.get("table_columns", []) if row["missing"]}
-    card = {**card, "missing": gaps} if gaps else card
     rows = [(key, _fact(key, card[key])) for key in _LINES if key in card and card[key] is not None]
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"  {key.replace('_', ' '):<{width}}  {text}" for key, text in rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from dnnkit.checkpoint import RunState
+from dnnkit.data.tables import EncodedRows, TableEncoding, encode_file, read_csv, read_parquet
+from dnnkit.data.tables.cells import numbers
+from dnnkit.data.tables.files import read_bytes
 from dnnkit.errors import DataError, nearest
 
 #: The endings of a file of examples.
@@ -17,22 +20,7 @@ TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".gz")
 ARRAYS = ".npz"
 
 
-@dataclass(frozen=True, eq=False)
-class NewExamples:
-    """Raw examples x `(n, *inputs)`, NaN where a value is missing, and where each is found in the file.
-
-    `target`: int64 class indices or float64 values `(n, …)`, None where the file has none. `unit` says what `rows` count:
-    lines of a text file, the header's being 1, else rows from 1. `notices` are sentences for the user.
-    """
-
-    x: Tensor
-    target: Tensor | None
-    rows: tuple[int, ...]
-    unit: str
-    notices: tuple[str, ...]
-
-
-def read_examples(path: Path, state: RunState) -> NewExamples:
+def read_examples(path: Path, state: RunState) -> EncodedRows:
     """The examples in a file, as the run's training would have had them before they were standardised.
 
     A table (csv or Parquet, plain or gzipped) is encoded as training encoded its own, or its columns are taken by name; an
@@ -60,20 +48,13 @@ def _nowhere(path: Path) -> DataError:
     return DataError(f"there is no file {path}", hint)
 
 
-def _encoded(path: Path, state: RunState) -> NewExamples:
-    from dnnkit.data.tables import TableEncoding, encode_file
-
+def _encoded(path: Path, state: RunState) -> EncodedRows:
     assert state.encoding is not None
-    found = encode_file(path, TableEncoding.from_dict(state.encoding))
-    return NewExamples(found.x, found.target, found.rows, found.unit, found.notices)
+    return encode_file(path, TableEncoding.from_dict(state.encoding))
 
 
-def _columns(path: Path, state: RunState) -> NewExamples:
+def _columns(path: Path, state: RunState) -> EncodedRows:
     """The columns of a bundled table, by name: numbers all of them."""
-    from dnnkit.data.tables import read_csv, read_parquet
-    from dnnkit.data.tables.cells import numbers
-    from dnnkit.data.tables.files import read_bytes
-
     if state.columns is None:
         shape = "(n, " + ", ".join(map(str, state.inputs)) + ")"
         cause = f"{path}: the run was not trained on a table: its examples have no columns"
@@ -91,10 +72,10 @@ def _columns(path: Path, state: RunState) -> NewExamples:
     if target is not None and target.isnan().any():
         notices.append("the target is not used: it is missing in some rows")
         target = None
-    return NewExamples(x, target, tuple(table.rows), table.unit, tuple(notices))
+    return EncodedRows(x, target, tuple(table.rows), table.unit, tuple(notices))
 
 
-def _arrays(path: Path, state: RunState) -> NewExamples:
+def _arrays(path: Path, state: RunState) -> EncodedRows:
     from dnnkit.data.npz import missing_key, read_npz
 
     arrays, unused = read_npz(path, {"x": ("x",), "y": ("y",)})
@@ -108,7 +89,7 @@ def _arrays(path: Path, state: RunState) -> NewExamples:
             target = _as_target(path, arrays["y"], len(x), state)
         except DataError as error:
             notices.append(f"the target is not used: {error.cause}")
-    return NewExamples(x, target, tuple(range(1, len(x) + 1)), "row", tuple(notices))
+    return EncodedRows(x, target, tuple(range(1, len(x) + 1)), "row", tuple(notices))
 
 
 def _as_examples(path: Path, array: Any, state: RunState) -> Tensor:
@@ -162,7 +143,7 @@ def _as_target(path: Path, array: Any, rows: int, state: RunState) -> Tensor:
     raise DataError(f"{path}: key 'y' must hold classes of training, got {said[row]!r} in row {row + 1}")
 
 
-def _check_present(path: Path, found: NewExamples, state: RunState) -> None:
+def _check_present(path: Path, found: EncodedRows, state: RunState) -> None:
     """Every value is finite in float32, or missing where training knew missing values. Raises DataError naming row and column."""
     x = found.x.reshape(len(found.x), -1)
     if not x.is_floating_point():

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from dnnkit.config import Trainer
+from dnnkit.data.tables import EncodedRows
 from dnnkit.disk import replacing
 from dnnkit.errors import ConfigError, DataError, DiskError, Problem
 from dnnkit.training.assemble import measures
 from dnnkit.training.devices import inference_device
-from dnnkit.training.examples import NewExamples, read_examples
+from dnnkit.training.examples import read_examples
 from dnnkit.training.finished import FinishedRun, open_run, threads_of
 
 #: As many examples at a time as when a run is tested.
@@ -148,7 +149,7 @@ def _strange(run: FinishedRun, x: Tensor) -> Iterator[str]:
         )
 
 
-def _measured(run: FinishedRun, examples: NewExamples, output: Tensor) -> dict[str, float]:
+def _measured(run: FinishedRun, examples: EncodedRows, output: Tensor) -> dict[str, float]:
     """The loss and the metrics of the predictions, where the target is known; those that are defined for it."""
     if run.state.task == "reconstruction":
         target = run.scaling.apply(examples.x).flatten(1)

@@ -99,11 +99,12 @@ class TableEncoding:
 
 @dataclass(frozen=True, eq=False)
 class EncodedRows:
-    """The rows of a file as training would have had them, before they are standardised.
+    """The examples of a file as training would have had them, before they are standardised.
 
-    `x` is float64 of shape `(n, features)`, NaN where a number or a truth value is missing. `target` is int64 (class
-    indices) or float64 of shape `(n,)`, None where the file has no usable one. `rows` are the numbers by which the rows are
-    found in the file, counted in `unit`s. `notices` are sentences for the user.
+    `x` of a table is float64 of shape `(n, features)`, NaN where a number or a truth value is missing; of arrays it is
+    `(n, *inputs)` in the dtype of the file. `target` is int64 (class indices) or float64 `(n, …)`, None where the file has
+    no usable one. `rows` are the numbers by which the rows are found in the file, counted in `unit`s: lines of a text file,
+    the header's being 1, else rows from 1. `notices` are sentences for the user.
     """
 
     x: Tensor

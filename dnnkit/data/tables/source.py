@@ -14,13 +14,15 @@ def table_source(table: Table, test: Table | None, question: Question) -> Source
     """The examples of a table: x float64 of shape `(n, features)`, NaN where a value is missing, and its target.
 
     Kinds, categories and classes are decided on `table` alone; `test` is encoded as any later file is. What was decided is
-    kept for the card as `table_columns` (one mapping per column) and `decisions` (sentences, which a run also logs).
+    kept for the card as `table_columns` (one mapping per column) and `decisions` (sentences, which a run also logs). The
+    card's `missing` counts the gaps of every column here, because those of a category are no NaN in x.
     """
     decision = decide(table, question)
     train, _ = _examples(table, decision.encoding)
     own, notices = (None, []) if test is None else _examples(test, decision.encoding)
     sentences = [*decision.sentences, *notices]
     target = decision.encoding.target
+    gaps = {row["column"]: row["missing"] for row in decision.columns if row["missing"]}
     return Source(
         train,
         own,
@@ -32,7 +34,7 @@ def table_source(table: Table, test: Table | None, question: Question) -> Source
         targets=(target.name,) if target.classes is None else None,
         missing=True,
         encoding=decision.encoding.to_dict(),
-        notes={"table_columns": list(decision.columns), "decisions": sentences},
+        notes={"table_columns": list(decision.columns), "decisions": sentences, "missing": gaps},
     )
 
 
