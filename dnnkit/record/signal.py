@@ -10,7 +10,7 @@ from dnnkit.disk import disk, write_json
 from dnnkit.record import figures
 
 if TYPE_CHECKING:
-    from dnnkit.diagnostics import LayerSignal
+    from dnnkit.diagnostics import Condition, LayerSignal, Verdict
 
 
 def write_signal(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> None:
@@ -23,3 +23,11 @@ def write_signal(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> 
         path.parent.mkdir(exist_ok=True)
     write_json(path, {name: [signal.to_dict() for signal in signals] for name, signals in probes.items()})
     figures.signal(run_dir, probes)
+
+
+def write_verdicts(run_dir: Path, found: Mapping[str, Sequence[Verdict | Condition]]) -> None:
+    """`diagnostics/verdicts.json`: under each name its verdicts or conditions; whole or not at all. Raises DiskError."""
+    path = run_dir / "diagnostics" / "verdicts.json"
+    with disk(path):
+        path.parent.mkdir(exist_ok=True)
+    write_json(path, {name: [one.to_dict() for one in found[name]] for name in found})

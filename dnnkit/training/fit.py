@@ -21,7 +21,7 @@ from dnnkit.config import Config, Trainer
 from dnnkit.data import DataSet, Split
 from dnnkit.data.loaders import evaluation_batches, training_batches
 from dnnkit.data.resident import Batches
-from dnnkit.diagnostics import MOST_SAMPLES, LayerSignal, as_metrics, evenly_spaced, probe
+from dnnkit.diagnostics import as_metrics
 from dnnkit.errors import CheckpointError, Interrupted
 from dnnkit.loop import use_chunks
 from dnnkit.loop.strategy import RankStrategy, leave_signals_alone
@@ -31,9 +31,9 @@ from dnnkit.record import RunFolder, config_digest, read_journal
 from dnnkit.record.figures import confusion_matrix, learning_curves, learning_rate
 from dnnkit.record.identity import version
 from dnnkit.record.journal import METRICS
-from dnnkit.record.signal import write_signal
 from dnnkit.training.assemble import augment, monitor
 from dnnkit.training.callbacks import Bar, Clock, JournalLogger, StopOnSignal
+from dnnkit.training.diagnose import Diagnosis
 from dnnkit.training.keeping import LAST, Best, EachEpoch, Patience
 from dnnkit.training.place import Place, warn_of_unequal_weights
 
@@ -82,19 +82,19 @@ def fit_and_test(
     point = folder.resume_point
     best = _best(cfg, data.task, folder, point)
     logger = JournalLogger(folder.journal)
+    diagnosis = Diagnosis(cfg, data, module, folder, console)
     with quiet():
         callbacks = [best, each, KeepState(_state(cfg, data)), Clock(folder.journal), Bar(console), stop]
         trainer = _trainer(cfg, settings, data.task, device, folder, callbacks, place, logger)
-        start = _probe(module, data)
+        start = diagnosis.begin()
         if point is None:
             folder.journal.log(0, as_metrics(start))
         _fit(trainer, module, cfg, settings, data, device, place, point)
         each.keep_the_end(trainer)
         # After the checkpoint, so that nothing here can cost it; before the best weights take the last ones' place.
-        end = _probe(module, data)
+        end = diagnosis.finish()
         if trainer.global_step > folder.record.resumed_step:
             folder.journal.log(trainer.global_step, as_metrics(end))
-        write_signal(folder.path, {"start": start, "end": end})
         if stop.received is not None:
             _draw(folder)
             cause = f"stopped by {stop.received.name} after {trainer.global_step} optimizer steps"
@@ -159,12 +159,6 @@ def _training(cfg: Config, settings: Trainer, data: DataSet, place: Place) -> Ba
 
 def _evaluation(cfg: Config, settings: Trainer, split: Split, place: Place) -> Batches:
     return evaluation_batches(*in_precision(split, settings), rank=place.rank, world=place.world, workers=cfg.values["data"]["workers"])
-
-
-def _probe(module: Module, data: DataSet) -> list[LayerSignal]:
-    """Measure the signal in each layer on training examples."""
-    rows = evenly_spaced(len(data.train.x), MOST_SAMPLES)
-    return probe(module.net, data.train.x[rows], data.train.y[rows], module.task.loss)
 
 
 def _best(cfg: Config, task: str, folder: RunFolder, point: Path | None) -> Best:

@@ -1,0 +1,124 @@
+"""The conditions under which a SELU network normalizes itself, measured on a network and what it is fed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+
+#: How far from 0 a mean, from 1 a deviation of the inputs may be, and by what share a weight's deviation from 1/√fan_in.
+MEAN, STD, WEIGHT = 0.05, 0.1, 0.1
+
+_NORMALIZATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition: `name`, whether it `holds`, and what was `found`."""
+
+    name: str
+    holds: bool
+    found: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, in JSON values."""
+        return asdict(self)
+
+
+def selu_conditions(network: nn.Module, x: Tensor, config: Mapping[str, Any]) -> list[Condition]:
+    """The conditions of self-normalization, each with what was found; empty for a network without a SELU.
+
+    `network` with its initial weights, `x` `(n, *inputs)` standardised training examples, `config` the resolved config.
+    Inputs: |mean| < .05 and |std − 1| < .1, of all values for images, of every feature for tables, constant ones left out.
+    Weights of hidden layers: deviation within a tenth of 1/√fan_in, and what chance allows for so many. Then: layers one after the
+    other, hidden ones all dense, and nothing that moves mean or variance: no dropout but alpha dropout, no normalization, no
+    penalty, weight decay or bound on weights.
+    Source: Klambauer, Unterthiner, Mayr & Hochreiter 2017; the four first ones are those of textbooks.
+    """
+    if not any(isinstance(module, nn.SELU) for module in network.modules()):
+        return []
+    weighted = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | _ConvNd)}
+    hidden = dict(list(weighted.items())[:-1])
+    return [_standardised(x), _lecun(hidden), _sequential(network), _dense(hidden), _undisturbed(network, config)]
+
+
+def selu_line(conditions: Sequence[Condition]) -> str:
+    """The conditions in one line: what holds, or what does not."""
+    broken = [f"{condition.name}: no, {condition.found}" for condition in conditions if not condition.holds]
+    if broken:
+        return f"SELU does not normalize itself here: {'; '.join(broken)}"
+    return f"SELU normalizes itself: {'; '.join(f'{condition.name} ({condition.found})' for condition in conditions)}"
+
+
+def _standardised(x: Tensor) -> Condition:
+    values = x.double()
+    if x.ndim == 2:
+        std, mean = values.std(0, correction=0), values.mean(0)
+        varying = std > 0
+        means, stds = mean[varying], std[varying]
+    else:
+        means, stds = values.mean()[None], values.std(correction=0)[None]
+    if not len(means):
+        return Condition("inputs standardised", False, "every feature is constant")
+    far = int(((means.abs() / MEAN).maximum((stds - 1).abs() / STD)).argmax())
+    holds = bool((means.abs() < MEAN).all() and ((stds - 1).abs() < STD).all())
+    which = "" if len(means) == 1 else f"feature {far + 1}, the farthest of {len(means)}: "
+    return Condition("inputs standardised", holds, f"{which}mean {_rounded(means[far])}, std {_rounded(stds[far])}")
+
+
+def _rounded(value: Tensor) -> str:
+    return f"{round(float(value), 2) + 0.0:.2f}"  # no -0.00
+
+
+def _lecun(hidden: Mapping[str, nn.Module]) -> Condition:
+    off = {}
+    for name, layer in hidden.items():
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        fan_in = weight[0].numel()
+        share = float(weight.detach().double().std(correction=0)) * math.sqrt(fan_in) - 1
+        # A deviation that is estimated from n numbers has a relative error of 1/√(2n).
+        if abs(share) > WEIGHT + 3 / math.sqrt(2 * weight.numel()):
+            off[name] = share + 1
+    if not off:
+        return Condition("LeCun's weights", True, "deviation 1/√fan_in")
+    name, times = max(off.items(), key=lambda pair: abs(math.log(max(pair[1], 1e-9))))
+    return Condition("LeCun's weights", False, f"the deviation of {name} is {times:.2f} times 1/√fan_in")
+
+
+def _sequential(network: nn.Module) -> Condition:
+    others = [
+        name or "the network" for name, module in network.named_modules() if list(module.children()) and type(module) is not nn.Sequential
+    ]
+    return Condition(
+        "sequential", not others, f"{others[0]} is more than its layers one after the other" if others else "no skip connection"
+    )
+
+
+def _dense(hidden: Mapping[str, nn.Module]) -> Condition:
+    others = [name for name, layer in hidden.items() if not isinstance(layer, nn.Linear)]
+    return Condition("dense", not others, f"{others[0]} is a convolution" if others else "all hidden layers")
+
+
+def _undisturbed(network: nn.Module, config: Mapping[str, Any]) -> Condition:
+    found = list(_disturbing(network, config))
+    return Condition("undisturbed", not found, ", ".join(found) or "nothing else moves mean or variance")
+
+
+def _disturbing(network: nn.Module, config: Mapping[str, Any]) -> Iterator[str]:
+    alpha = (nn.AlphaDropout, nn.FeatureAlphaDropout)
+    for name, module in network.named_modules():
+        if (isinstance(module, _DropoutNd) and not isinstance(module, alpha)) or isinstance(module, _NORMALIZATIONS):
+            yield name
+            break
+    for group in ("regularizer", "constraint"):
+        if config[group]["name"] != "none":
+            yield f"{group}={config[group]['name']}"
+    if config["optimizer"].get("weight_decay", 0):
+        yield f"optimizer.weight_decay={config['optimizer']['weight_decay']}"
