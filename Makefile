@@ -2,7 +2,7 @@
 #   make run        train the main job on bundled data
 #   make test       the quick tests            make test-all   the slow ones as well
 #   make check      all that a change must pass
-#   make bench      side by side with peers
+#   make bench      side by side with peers     make docs       the catalogue and its figures, from the code
 # PYTHON=python3.12 chooses the interpreter for a new .venv; DNNKIT_DATA is the folder with data sets, if there is one.
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ PYTEST := $(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 # pytest ends with 5 when nothing was selected.
 NONE_IS_FINE := || test $$? -eq 5
 
-.PHONY: help run test test-slow test-all check bench clean
+.PHONY: help run test test-slow test-all check bench docs clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -49,6 +49,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks
+
+docs: $(STAMP)
+	$(PY) -m docs.generate
 
 # Runs and their records are results, not build products: they stay.
 clean:

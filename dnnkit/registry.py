@@ -52,7 +52,7 @@ KINDS: Mapping[str, Kind] = types.MappingProxyType(
             Kind("data_source", "data", ("root",), offered=("task",)),
             Kind("augmentation", "augmentation", ("x", "generator"), switches=("none",)),
             Kind("model", "model", ("inputs", "outputs", "parts")),
-            Kind("activation", "activation"),
+            Kind("activation", "activation", offered=("features",)),
             Kind("initializer", "initializer", ("weight",), switches=("auto",)),
             Kind("normalization", "normalization", ("features",), offered=("layer",), switches=("none",)),
             Kind("dropout", "dropout", switches=("none",)),
@@ -62,7 +62,7 @@ KINDS: Mapping[str, Kind] = types.MappingProxyType(
             Kind("loss", "loss", ("prediction", "target"), switches=("auto",)),
             Kind("metric", "metrics", ("prediction", "target"), switches=("auto",)),
             Kind("optimizer", "optimizer", ("params",), required=("lr",)),
-            Kind("scheduler", "scheduler", ("step", "total_steps")),
+            Kind("scheduler", "scheduler", ("step", "total_steps"), offered=("mode",)),
             Kind("rule", "lint", ("config",)),
         )
     }
@@ -114,6 +114,11 @@ class Component:
     facts: Mapping[str, Any]
     function: Callable[..., Any] = field(repr=False, compare=False)
     offered: tuple[str, ...] = ()
+
+    @property
+    def watches(self) -> bool:
+        """Whether it is a scheduler that watches a metric: a class, of which each run has an object of its own."""
+        return self.kind.group == "scheduler" and inspect.isclass(self.function)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable, everything but the function itself."""
@@ -282,12 +287,25 @@ def _settings(kind: Kind, name: str, function: Callable[..., Any]) -> tuple[tupl
             raise PluginError(f"{where}: its first arguments must be ({', '.join(kind.arguments)}), without defaults")
     for parameter in declared:
         _check_setting(where, parameter)
+    if kind.group == "scheduler" and inspect.isclass(function):
+        _check_watcher(where, function, {parameter.name for parameter in declared})
     missing = [required for required in kind.required if required not in {parameter.name for parameter in declared}]
     if missing:
         cure = f"add it to the signature: {missing[0]}: float = …"
         raise PluginError(f"{where}: every {kind.name} needs the setting {missing[0]!r}", cure)
     offered = tuple(name for name in kind.offered if name in signature.parameters)
     return tuple(_setting(parameter) for parameter in declared), offered
+
+
+def _check_watcher(where: str, watcher: type, settings: set[str]) -> None:
+    """PluginError for a scheduler class that could not be told what it watches."""
+    if "monitor" not in settings:
+        cure = 'add it to the constructor, for example monitor: str = "val/loss"'
+        raise PluginError(f"{where}: a scheduler that watches a metric needs the setting 'monitor'", cure)
+    for method, arguments, why in (("factor", "step", "the factor of the rate"), ("observe", "value", "what was measured")):
+        found = getattr(watcher, method, None)
+        if not inspect.isfunction(found) or list(inspect.signature(found).parameters)[1:] != [arguments]:
+            raise PluginError(f"{where}: a scheduler that watches a metric needs the method {method}({arguments}): {why}")
 
 
 def _check_setting(where: str, parameter: inspect.Parameter) -> None:

@@ -33,7 +33,8 @@ Share = Annotated[float, Interval(gt=0, le=1)]
 class DataSettings:
     """Settings of every data source.
 
-    `batch_size`: examples in a minibatch, over all devices together. `standardize_target`: of a regression, whose metrics
+    `batch_size`: examples in a minibatch, over all devices together. `train_size`: a count or a share of what is left for
+    training after validation and test are taken, stratified; null for all of it. `standardize_target`: of a regression, whose metrics
     keep the target's own units. `loader`: `resident` keeps all examples on the device, `stream` standardises and moves them
     minibatch by minibatch; `auto` streams what would take more than `memory_share` of the free memory. `workers` processes
     prepare minibatches of a stream ahead; 0 prepares them as they are needed.
@@ -43,6 +44,7 @@ class DataSettings:
     root: str | None = None
     val_size: Count | Fraction = 0.1
     test_size: Count | Fraction = 0.2
+    train_size: Count | Fraction | None = None
     split: Literal["stratified", "random", "tail"] = "stratified"
     standardize: Literal["auto", "channel", "feature", "none"] = "auto"
     standardize_target: bool = True
@@ -66,8 +68,54 @@ class NormalizationSettings:
     on_input: bool = False
 
 
+#: What a parameter is for: a kernel, an offset, a part of a normalization, or one that an activation learns.
+Role = Literal["weight", "bias", "norm", "slope"]
+
+
+@dataclass(frozen=True)
+class DropoutSettings:
+    """Settings of every dropout. `mc_samples`: of so many passes with dropout on over the test split, mean and spread are recorded.
+
+    That is Monte-Carlo dropout, test/mc_…; 0 leaves it out. It is about all dropout layers of the network, also about those
+    that a model names itself.
+    """
+
+    mc_samples: Annotated[int, Ge(0)] = 0
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Settings of every optimizer. `groups`: settings of their own for some parameters, `[{match: output, lr_scale: 0.1}, …]`.
+
+    An entry says which parameters it is about, by `match` (a role: weight, bias, norm, slope; `output`; or a layer's name or
+    pattern), `role` or `depth`, and what is special about them: `lr_scale`, `weight_decay`, `clipping`. The first entry that
+    fits a parameter counts.
+    """
+
+    groups: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """Settings of every scheduler: a linear warm-up before it, `warmup_steps` optimizer steps or that share of the run long.
+
+    It climbs from `warmup_start_factor` times the schedule's first value to that value; then the schedule begins, over the
+    steps that are left.
+    """
+
+    warmup_steps: Annotated[int, Ge(0)] | Fraction = 0
+    warmup_start_factor: Annotated[float, Interval(ge=0, le=1)] = 0.0
+
+
 #: Settings that belong to a kind: declared once, added to every node of it, third parties' too.
-_KIND_SETTINGS = {"data": DataSettings, "model": ModelSettings, "normalization": NormalizationSettings}
+_KIND_SETTINGS = {
+    "data": DataSettings,
+    "model": ModelSettings,
+    "normalization": NormalizationSettings,
+    "dropout": DropoutSettings,
+    "optimizer": OptimizerSettings,
+    "scheduler": SchedulerSettings,
+}
 KIND_SETTINGS: Mapping[str, type] = types.MappingProxyType(_KIND_SETTINGS)
 
 

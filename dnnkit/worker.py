@@ -86,7 +86,7 @@ def _work(run_dir: Path, place: Place, store: Store) -> None:
     threads = choose_threads(trainer)
     if threads is not None:
         torch.set_num_threads(threads)
-    run = prepare_run(cfg, place.local_rank)
+    run = prepare_run(cfg, place.local_rank, resumed=RunFolder(run_dir).resume_point is not None)
     hear_verdict(store, Identity.here(place.rank, config_digest(run.cfg.values), run.data.fingerprint, run.network))
     connect(store, place, run.device)
     # From here on all ranks stop together, when the first one is told to.

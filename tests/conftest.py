@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import nn
 
 # Two workers share the machine, and sums depend on the number of threads. Read when torch and matplotlib are imported.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -88,3 +89,32 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
     monkeypatch.setattr(figures, "_figure", keep)
     return kept
+
+
+@pytest.fixture
+def every_network() -> Callable[[], Iterator[tuple[str, nn.Module]]]:
+    """Makes every registered model × normalization × activation, by name, as small as the model's settings allow."""
+    from dnnkit.config import compose
+    from dnnkit.errors import ConfigError
+    from dnnkit.network import build_network
+    from dnnkit.registry import REGISTRIES
+    from dnnkit.schema import node
+
+    small = {"mlp": ["model.hidden=[4,3]"], "cnn": ["model.channels=[2]", "model.hidden=[3]"], "resmlp": ["model.width=4"]}
+
+    def make() -> Iterator[tuple[str, nn.Module]]:
+        compose([])  # which loads the plugins
+        for model in REGISTRIES["model"].names():
+            config = compose([f"model={model}", *small.get(model, [])]).values
+            config["task"] = REGISTRIES["model"].get(model).facts.get("task", "classification")
+            for normalization in [*REGISTRIES["normalization"].names(), "none"]:
+                config["normalization"] = {**node("normalization", normalization), "on_input": True}
+                for record in REGISTRIES["activation"]:
+                    config["activation"] = node("activation", record.name)
+                    try:
+                        network = build_network(config, (1, 8, 8), 64 if config["task"] == "reconstruction" else 3, 0)
+                    except ConfigError:
+                        continue  # a normalization that is not for layers of this width
+                    yield f"{model}-{normalization}-{record.name}", network
+
+    return make

@@ -221,9 +221,7 @@ DOORS: list[tuple[Callable[[str], str], list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("door", "opens", "stays_shut"), DOORS, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_door_lets_through_what_it_should_and_nothing_else(
-    door: Callable[[str], str], opens: list[str], stays_shut: list[str]
-) -> None:
+def test_a_door_lets_through_what_it_should_and_nothing_else(door: Callable[[str], str], opens: list[str], stays_shut: list[str]) -> None:
     assert [text[:40] for text in opens if door(text)] == []
     assert [text[:40] for text in stays_shut if not door(text)] == []
 

@@ -252,5 +252,3 @@ def test_a_preset_that_shadows_a_component_is_found(house):
 @pytest.mark.parametrize("line", ["import os", "import os.path", "from sys import exit", "def f():\n    import subprocess"])
 def test_a_component_file_that_reaches_outside_is_found(house, line):
     assert len(effects(house({"plugins/dnnkit_plugins/losses.py": f"import math\n{line}\n"}))) == 1
-
-

@@ -17,12 +17,15 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMon
 from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor, nn
 
+from dnnkit import plugins
+from dnnkit.config.schedule import WarmUp, Watching, warmed_up
 from dnnkit.data.loaders import evaluation_batches
 from dnnkit.data.resident import Batches
 from dnnkit.errors import ConfigError, DivergedError
 from dnnkit.loop import ChunkedEpochLoop, use_chunks
 from dnnkit.loop.chunk import Chunk, chunk_of, minibatches_until, until_multiple
 from dnnkit.module import Module, Recipe, Task
+from dnnkit.registry import REGISTRIES
 
 FEATURES, CLASSES, SAMPLES, BATCH = 6, 3, 150, 8  # 19 minibatches an epoch, the last of 6 samples
 
@@ -178,6 +181,17 @@ def stops_at_once() -> list[Callback]:
     return [EarlyStopping("val/loss", patience=1, mode="max")]  # the loss falls, so this triggers
 
 
+def by_name(group: str, name: str, **settings: Any) -> Any:
+    """A component as a config would choose it."""
+    plugins.load()
+    return partial(REGISTRIES[group].get(name).function, **settings)
+
+
+def follows(monitor: str, **settings: Any) -> Watching:
+    """A rate that is cut at every measurement that is not much better than the best so far."""
+    return Watching(by_name("scheduler", "performance")(monitor, factor=0.5, patience=0, threshold=0.5), **settings)
+
+
 CASES = {
     "plain": Case(),
     "clipped by norm": Case(recipe={"clip": clip_by_norm}),
@@ -199,13 +213,43 @@ CASES = {
     "no validation": Case(trainer={"limit_val_batches": 0}, monitor={"save_top_k": 1}),
     "nadam": Case(optimizer=partial(torch.optim.NAdam, lr=0.01)),
     "plain sgd": Case(optimizer=partial(torch.optim.SGD, lr=0.05)),
+    "performance": Case(schedule=follows("val/loss")),
+    "performance inside the epoch": Case(schedule=follows("val/acc"), trainer={"val_check_interval": 6}),
+    "performance inside a group": Case(schedule=follows("val/loss"), trainer={"val_check_interval": 6, "accumulate_grad_batches": 4}),
+    "performance of training": Case(schedule=follows("train/loss")),
+    "performance of training, accumulation": Case(schedule=follows("train/acc"), trainer={"accumulate_grad_batches": 4}),
+    "performance and warm-up": Case(schedule=follows("val/loss", warmup=WarmUp(25, 0.1)), trainer={"val_check_interval": 6}),
+    "warm-up": Case(schedule=warmed_up(half_cosine, WarmUp(0.3))),
+    "decoupled decay": Case(optimizer=by_name("optimizer", "momentum", lr=0.05, weight_decay=0.1, decoupled=True)),
+    "decoupled decay, accumulation": Case(
+        optimizer=by_name("optimizer", "nesterov", lr=0.05, weight_decay=0.1, decoupled=True), trainer={"accumulate_grad_batches": 4}
+    ),
+    "keras momentum, decoupled": Case(
+        optimizer=by_name("optimizer", "momentum", lr=0.05, weight_decay=0.1, decoupled=True, keras_momentum=True)
+    ),
+    "adamw": Case(optimizer=by_name("optimizer", "adamw", lr=0.01, amsgrad=True)),
+    "adam with eps hat": Case(optimizer=by_name("optimizer", "adam", lr=0.01, weight_decay=0.1, eps_hat=True)),
+    "adagrad": Case(optimizer=by_name("optimizer", "adagrad", lr=0.05, weight_decay=0.1, decoupled=True)),
+    "rmsprop": Case(optimizer=by_name("optimizer", "rmsprop", lr=0.01, momentum=0.5, weight_decay=0.1, decoupled=True)),
+    "rmsprop inside": Case(optimizer=by_name("optimizer", "rmsprop", lr=0.01, momentum=0.5, centered=True, eps_inside=True)),
+    "adamax": Case(optimizer=by_name("optimizer", "adamax", lr=0.01, weight_decay=0.1, decoupled=True)),
+    "nadam, decoupled": Case(
+        optimizer=by_name("optimizer", "nadam", lr=0.01, weight_decay=0.1, decoupled=True), trainer={"precision": "64-true"}
+    ),
     "minibatches off a 64-byte line": Case(batch_size=7),
     "no early look": Case(trainer={"log_every_n_steps": 1000}, log_every=1000),
 }
-SIZES = {"plain": (1, 7, 50), "accumulation, 19 = 4·4 + 3": (1, 7, 50)}
+SIZES = {"plain": (1, 7, 50), "accumulation, 19 = 4·4 + 3": (1, 7, 50)} | dict.fromkeys(
+    ("decoupled decay", "keras momentum, decoupled", "adamw", "adagrad", "rmsprop", "rmsprop inside", "adamax", "nadam, decoupled"), (7,)
+)
 
 
-@pytest.mark.filterwarnings("ignore:.*smaller than the logging interval", "ignore:Detected call of", "ignore:.*does not have many workers")
+@pytest.mark.filterwarnings(
+    "ignore:.*smaller than the logging interval",
+    "ignore:Detected call of",
+    "ignore:.*does not have many workers",
+    "ignore:You have set log_momentum",
+)
 @pytest.mark.parametrize("name", CASES)
 def test_chunked_loop_ends_as_the_stock_loop_does(name: str, tmp_path: Path) -> None:
     case = CASES[name]
@@ -225,11 +269,17 @@ def test_chunked_loop_ends_as_the_stock_loop_does(name: str, tmp_path: Path) -> 
         assert stock.memory.lines
 
 
+def test_the_rate_of_a_performance_schedule_was_cut_in_these_runs(tmp_path: Path) -> None:
+    for name in (name for name in CASES if name.startswith("performance")):
+        assert len(set(train(CASES[name], 50, tmp_path / name).memory.of("lr").values())) > 1, name
+
+
 RESUMED = {
     "plain": Case(),
-    "accumulation": Case(trainer={"accumulate_grad_batches": 2}),
-    "max_steps": Case(trainer={"max_steps": 40, "max_epochs": -1}),
-    "validation inside the epoch": Case(trainer={"val_check_interval": 6}),
+    "performance": Case(schedule=follows("val/loss", warmup=WarmUp(15)), trainer={"val_check_interval": 8}),
+    "adam with eps hat and decoupled decay": Case(
+        optimizer=by_name("optimizer", "adam", lr=0.01, weight_decay=0.1, decoupled=True, eps_hat=True)
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Losses of values: the closed forms in float64 NumPy, their gradients, and shapes that do not match."""
+"""Losses: the closed forms in float64 NumPy, their gradients, and shapes that do not match."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from dnnkit import plugins
+from dnnkit.config import Composer
 from dnnkit.errors import PluginError
+from dnnkit.network import build_network
 from dnnkit.registry import REGISTRIES
 
 plugins.load()
@@ -53,10 +55,42 @@ def test_huber_is_half_of_mse_for_small_errors_and_its_slope_is_delta_for_large_
     assert far.grad.flatten().tolist() == [1.5, -1.5]
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_the_gradient_is_the_one_of_finite_differences(name: str) -> None:
+#: Name, settings.
+EVERY: list[tuple[str, dict[str, float]]] = [
+    ("cross_entropy", {}),
+    ("cross_entropy", {"label_smoothing": 0.1}),
+    ("mse", {}),
+    ("mae", {}),
+    ("huber", {}),
+    ("huber", {"delta": 3.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_the_gradient_is_the_one_of_finite_differences(name: str, settings: dict[str, float]) -> None:
     prediction, target = pair((6, 2))
-    assert torch.autograd.gradcheck(lambda p: loss(name)(p, target), prediction.requires_grad_())
+    errors = (prediction - target).abs()
+    assert all((errors - kink).abs().min() > 1e-3 for kink in (0, *settings.values()))
+    if name == "cross_entropy":
+        target = torch.tensor([0, 1, 1, 0, 1, 0])
+    assert torch.autograd.gradcheck(lambda p: loss(name)(p, target, **settings), prediction.requires_grad_())
+
+
+def test_every_built_in_loss_is_checked_against_finite_differences() -> None:
+    built_in = {component.name for component in REGISTRIES["loss"] if component.origin.package == "dnnkit"}
+    assert {name for name, _ in EVERY} == built_in
+
+
+@pytest.mark.parametrize("model", [component.name for component in REGISTRIES["model"] if component.facts.get("task") != "reconstruction"])
+def test_no_model_ends_in_the_softmax_that_the_loss_contains(model: str) -> None:
+    """With a softmax in front the loss could not fall below log(1 + (k − 1)/e), 1.46 for ten classes."""
+    net = build_network(Composer().one([f"model={model}"]).values, (1, 8, 8), 10, 0).eval()
+    logits = net(pair((50, 1, 8, 8))[0].float()).detach()
+    assert logits.min() < 0
+    labels = logits.argmax(1)
+    sharp = [float(loss("cross_entropy")(given, labels)) for given in (1000 * logits, (1000 * logits).softmax(1))]
+    assert sharp[0] < 0.1
+    assert sharp[1] > np.log(1 + 9 / np.e) - 1e-4
 
 
 @pytest.mark.parametrize("name", VALUES)

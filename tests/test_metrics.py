@@ -59,6 +59,12 @@ def probabilities(logits: Tensor) -> Any:
 
 
 @pytest.mark.parametrize("given", CASES)
+def test_acc_is_the_accuracy_of_scikit_learn(given: tuple[Tensor, Tensor]) -> None:
+    logits, target = given
+    assert value("acc", logits, target) == pytest.approx(oracle.accuracy_score(target, logits.argmax(1)), abs=1e-7)
+
+
+@pytest.mark.parametrize("given", CASES)
 def test_f1_is_the_macro_f1_of_scikit_learn(given: tuple[Tensor, Tensor]) -> None:
     logits, target = given
     assert value("f1", logits, target) == pytest.approx(

@@ -60,6 +60,27 @@ def test_the_weights_of_every_model_are_a_function_of_the_seed_alone(model: str)
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
 
 
+def test_repeat_lays_the_whole_list_of_an_mlp_out_so_many_times() -> None:
+    net = network("model.hidden=[30,20]", "model.repeat=3", inputs=(7,), outputs=2)
+    assert [(layer.in_features, layer.out_features) for layer in of(net, nn.Linear)] == [
+        (7, 30), (30, 20), (20, 30), (30, 20), (20, 30), (30, 20), (20, 2),
+    ]  # fmt: skip
+    assert [name for name in names(net) if name.endswith("dense")] == [f"{index:02}_dense" for index in range(7)]
+
+
+def test_a_hundred_layers_of_a_hundred_units_are_one_setting() -> None:
+    net = network("model=dense_100_times_100")
+    # 784·100 + 100, then 99 of 100·100 + 100, then 100·10 + 10.
+    assert count(net) == 78500 + 99 * 10100 + 1010
+    assert len({name.partition("_")[0] for name in names(net) if name.endswith("dense")}) == 101
+
+
+@pytest.mark.parametrize("repeat", [0, -1, 2.5, "many"])
+def test_an_mlp_is_not_repeated_less_than_once(repeat: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model\.repeat: must be an integer at least 1"):
+        COMPOSER.one([f"model.repeat={repeat}"])
+
+
 @pytest.mark.parametrize("model", ["mlp", "cnn", "resmlp", "autoencoder"])
 def test_the_chosen_parts_are_in_every_layer_of_every_model_that_takes_them(model: str) -> None:
     parts = ("activation=tanh", "normalization=batch_norm", "dropout=dropout", "initializer=zeros")

@@ -66,7 +66,11 @@ def wait_for(what: Callable[[], Any], seconds: float) -> Any:
 
 #: What is trained on one device and on two, whose shares of an odd minibatch differ, and of the shorter last one.
 PAIRS = {
-    "clipped groups of two": ("data.batch_size=51", "trainer.accumulate_grad_batches=2", "clipping=norm", "metrics=[acc,f1,auroc]"),
+    "clipped groups of two": (
+        *("data.batch_size=51", "trainer.accumulate_grad_batches=2", "metrics=[acc,f1,auroc]"),
+        *("clipping=norm", "optimizer.weight_decay=0.01"),
+        "optimizer.groups=[{match: output, lr_scale: 0.5, clipping: {name: norm, max_norm: 0.5}}, {match: bias, clipping: none}]",
+    ),
     "synchronised": (
         *("data.batch_size=51", "normalization=batch_norm", "trainer.sync_batch_norm=true"),
         *("regularizer=l2", "trainer.val_check_interval=7", "trainer.chunk_size=3"),

@@ -179,18 +179,72 @@ def test_all_parameters_of_a_class_are_settings_and_its_arguments_come_later() -
     class Watching:
         """Halves the rate when the metric stops falling."""
 
-        def __init__(self, patience: Annotated[int, Ge(1)] = 3) -> None:
-            self.patience = patience
+        def __init__(self, monitor: str = "val/loss", patience: Annotated[int, Ge(1)] = 3, mode: str = "min") -> None:
+            self.monitor, self.patience, self.mode = monitor, patience, mode
+
+        def factor(self, step: int) -> float:
+            return 1.0
+
+        def observe(self, value: float) -> None: ...
 
     schedulers = Registry(KINDS["scheduler"])
     assert schedulers.register("watching")(Watching) is Watching
-    assert [setting.name for setting in schedulers.get("watching").settings] == ["patience"]
+    watching = schedulers.get("watching")
+    assert [setting.name for setting in watching.settings] == ["monitor", "patience"]
+    assert watching.offered == ("mode",)
+    assert watching.watches
+    assert not REGISTRIES["scheduler"].get("constant").watches
+
+
+class Blind:
+    def factor(self, step: int) -> float: ...  # type: ignore[empty-body]
+    def observe(self, value: float) -> None: ...
+
+
+class Deaf:
+    def __init__(self, monitor: str = "val/loss") -> None: ...
+    def factor(self, step: int) -> float: ...  # type: ignore[empty-body]
+
+
+class Rateless:
+    def __init__(self, monitor: str = "val/loss") -> None: ...
+    def observe(self, value: float) -> None: ...
+
+
+class Shadowed:
+    factor = 0.1
+
+    def __init__(self, monitor: str = "val/loss") -> None: ...
+    def observe(self, value: float) -> None: ...
+
+
+class Stepless:
+    def __init__(self, monitor: str = "val/loss") -> None: ...
+    def factor(self) -> float: ...  # type: ignore[empty-body]
+    def observe(self, value: float) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("watcher", "says"),
+    [
+        (Blind, "needs the setting 'monitor'"),
+        (Deaf, r"needs the method observe\(value\)"),
+        (Rateless, r"needs the method factor\(step\)"),
+        (Shadowed, r"needs the method factor\(step\)"),
+        (Stepless, r"needs the method factor\(step\)"),
+    ],
+)
+def test_a_scheduler_class_that_could_not_watch_a_metric_is_refused(watcher: type, says: str) -> None:
+    schedulers = Registry(KINDS["scheduler"])
+    with pytest.raises(PluginError, match=says):
+        schedulers.register("broken")(watcher)
+    assert len(schedulers) == 0
 
 
 def test_what_the_builder_offers_is_no_setting() -> None:
     batch_norm = REGISTRIES["normalization"].get("batch_norm")
     assert batch_norm.offered == ("layer",)
-    assert [setting.name for setting in batch_norm.settings] == ["momentum", "eps"]
+    assert [setting.name for setting in batch_norm.settings] == ["momentum", "eps", "unbiased"]
 
 
 def test_a_missing_name_is_answered_with_the_nearest(activations: Registry) -> None:

@@ -89,6 +89,7 @@ PARTS = {
     "much at once": (
         "scheduler=constant", "dropout=dropout", "normalization=batch_norm", "optimizer=adam", "optimizer.lr=0.001", "clipping=norm",
         "trainer.accumulate_grad_batches=3", "constraint=max_norm", "regularizer=l2",
+        "optimizer.weight_decay=0.01", "optimizer.groups=[{match: output, lr_scale: 0.5, clipping: value}, {role: norm, lr_scale: 2}]",
     ),
     "validation inside the epoch": ("scheduler=constant", "trainer.val_check_interval=0.25"),
     "a stream in 64 bits": ("scheduler=constant", "data.loader=stream", "trainer.precision=64"),

@@ -129,7 +129,7 @@ def test_a_node_without_a_name_is_refused(values: Any) -> None:
 def test_a_node_with_a_wrong_name_is_answered_with_the_nearest() -> None:
     (problem,) = validate_node("activation", {"name": "sellu"})[1]
     assert (problem.where, problem.nearest[0]) == ("activation.name", "selu")
-    assert validate_node("dropout", {"name": "none"}) == ({"name": "none"}, [])
+    assert validate_node("clipping", {"name": "none"}) == ({"name": "none"}, [])
     assert validate_node("activation", {"name": "none"})[1]
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dnnkit.disk import disk, replacing
 from dnnkit.errors import CheckpointError
 from dnnkit.network import build_network
+from dnnkit.network.fusing import apply_structure
 
 STATE_KEY = "dnnkit"
 FORMAT = 1
@@ -37,7 +38,8 @@ class RunState:
     with, broadcastable to a batch; `seed`: the run's seed; `version`: of dnnkit; `task`: what was learnt.
     `fill`: what takes the place of a missing value, or None; `target_mean`, `target_std`: of the values of a regression or
     reconstruction, None for classes; `columns`, `targets`: names of the features and of the values, where they have names;
-    `encoding`: how raw rows of a table became x, or None.
+    `encoding`: how raw rows of a table became x, or None; `folded`: of a fused network, each batch normalization that is no
+    more, and the layer that it became part of.
     """
 
     config: dict[str, Any]
@@ -56,7 +58,19 @@ class RunState:
     columns: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
     encoding: dict[str, Any] | None = None
+    folded: dict[str, str] = field(default_factory=dict)
     format: int = field(default=FORMAT)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the network is one for evaluation, whose batch normalizations are folded into its layers."""
+        return bool(self.folded)
+
+    def check_trainable(self, path: Path) -> None:
+        """CheckpointError where `path`, which holds this state, is fused: what would train on is not the network that was trained."""
+        if self.fused:
+            cause = f"{path} is fused, for evaluation alone: its batch normalizations are no more, and cannot be trained on"
+            raise CheckpointError(cause, "Use best.ckpt or last.ckpt of the run.")
 
     def as_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, loadable with `weights_only=True`: `checkpoint["dnnkit"] = state.as_dict()`."""
@@ -134,6 +148,10 @@ def rebuild(path: str | os.PathLike[str], state: RunState) -> nn.Module:
     `state` is the checkpoint's own; its components have to be loaded. Raises CheckpointError.
     """
     network = build_network({**state.config, "task": state.task}, state.inputs, state.outputs, state.seed)
+    try:
+        apply_structure(network, state.folded)
+    except KeyError as error:
+        raise CheckpointError(f"{path} was fused, and its network has no layer {error}", "Fuse the run again.") from error
     if str(state.config["trainer"]["precision"]) == "64":
         network.double()
     load_weights(path, network, prefix="net.")

@@ -8,6 +8,7 @@ from typing import Any
 from dnnkit import plugins
 from dnnkit.config.loader import Loader, shipped, sweep_files
 from dnnkit.config.sections import GROUPS
+from dnnkit.config.triage import offered
 from dnnkit.errors import ConfigError, Problem, nearest
 from dnnkit.registry import KINDS, REGISTRIES, Component
 from dnnkit.schema import component_settings, kind_settings, words
@@ -36,13 +37,17 @@ def choices(group: str, loader: Loader | None = None) -> list[dict[str, str]]:
         raise ConfigError([Problem(group, f"there is no group of this name; there are: {', '.join(LISTED)}", nearest(group, LISTED))])
     if group in REGISTRIES:
         named = [_row(record.name, record.summary, _package(record)) for record in REGISTRIES[group]]
-        switches = [_row(name, _SWITCHES.get((group, name), "nothing"), "dnnkit") for name in KINDS[group].switches]
-        return switches + named + _files(group, loader)
+        return [_row(name, summary, "dnnkit") for name, summary in switches(group).items()] + named + _files(group, loader)
     if group == "sweeps":
         return [
             _row(name, _headline(path), "dnnkit" if path.parent == shipped("sweeps") else str(path)) for name, path in sweep_files().items()
         ]
     return _files(group, loader)
+
+
+def switches(group: str) -> dict[str, str]:
+    """The names of a group that choose no component, such as `none` and `auto`, and what they stand for."""
+    return {name: _SWITCHES.get((group, name), "nothing") for name in KINDS[group].switches}
 
 
 def _row(name: str, summary: str, origin: str) -> dict[str, str]:
@@ -54,13 +59,14 @@ def _package(record: Component) -> str:
 
 
 def _files(group: str, loader: Loader | None) -> list[dict[str, str]]:
-    """The presets of a group on the search path, first come first served."""
+    """The presets of a group on the search path, those in a folder as `folder/name`; of two of one name the first."""
+    guard = (loader or Loader()).guard
     found: dict[str, dict[str, str]] = {}
-    for source in (loader or Loader()).guard.get_sources():
-        folder = Path(source.path) / group
-        if source.scheme() == "file" and folder.is_dir():
-            for path in sorted(folder.glob("*.yaml")):
-                found.setdefault(path.stem, _row(path.stem, _headline(path), source.provider.replace("main", "dnnkit")))
+    for source in guard.get_sources():
+        for name in guard.get_group_options(group) if source.scheme() == "file" else ():
+            path = Path(source.path) / group / f"{name}.yaml"
+            if path.is_file():
+                found.setdefault(name, _row(name, _headline(path), source.provider.replace("main", "dnnkit")))
     return list(found.values())
 
 
@@ -81,7 +87,7 @@ def record(group: str, name: str) -> dict[str, Any]:
     rows = {row["name"]: row for row in choices(group)}
     if name not in rows:
         kind = KINDS[group].name if group in KINDS else group
-        message = f"there is no {kind} of this name; there are: {', '.join(rows)}"
+        message = f"there is no {kind} of this name; there are: {', '.join(offered(name, list(rows)))}"
         raise ConfigError([Problem(f"{group}={name}", message, nearest(name, rows))])
     if group in REGISTRIES and name in REGISTRIES[group]:
         component = REGISTRIES[group].get(name)

@@ -15,7 +15,7 @@ RUN is the path of a run folder; or, of a folder under runs/, its name, the begi
 its 8-letter id), its UUID, or the id of its MLflow run."""
 
 EVALUATE = f"""\
-dnnkit evaluate RUN [OVERRIDES] [--split test|validation|train] [--checkpoint best|last] [--runs DIR] [--json]
+dnnkit evaluate RUN [OVERRIDES] [--split test|validation|train] [--mc-samples N] [--checkpoint best|last|fused] [--runs DIR] [--json]
 
 Measures the weights of a run: the loss and the metrics of its test split, as the run itself measured them. The network
 comes from the checkpoint, and the data are standardised with the statistics in it. Nothing is written.
@@ -27,14 +27,17 @@ On the same data the numbers equal those of the run's journal bit for bit, on th
 threads as the run had, which is the default. On other data there is a warning.
 
   --split S            test (default), validation or train
-  --checkpoint C       best (default): the weights with the best validation; last: those at the end
+  --mc-samples N       Monte-Carlo dropout too: mc_loss and the other mc_… of the mean of N passes with dropout on, and how far
+                       the passes are apart: mc_std_right and mc_std_wrong, the deviation of the predicted class's probability
+                       over right and over wrong answers; of values mc_std (default: as many as the run's dropout.mc_samples)
+  --checkpoint C       best (default): the weights with the best validation; last: those at the end; fused: see dnnkit fuse
   --runs DIR           where run folders are (default: runs)
   --json               print everything as JSON
 
 Exit codes: 0 done, 2 command line, 4 data, 6 no such run or checkpoint, or a damaged one."""
 
 PREDICT = f"""\
-dnnkit predict RUN --input FILE --output FILE [--batch-size N] [--overwrite] [--checkpoint best|last] [--runs DIR] [--json]
+dnnkit predict RUN --input FILE --output FILE [--mc-samples N] [--batch-size N] [--overwrite] [--checkpoint C] [--runs DIR] [--json]
 
 Predicts with the weights of a run. Neither the data that it was trained on nor MLflow is needed: whatever was done to the
 training's examples is in the checkpoint and is done to these.
@@ -48,9 +51,13 @@ training's examples is in the checkpoint and is done to these.
                        indices), probabilities and classes, or values and targets. A reconstruction is .npz alone.
                        Rows are counted from 1 in every format, without the header. Where a target is called row itself, the
                        number is in the column row_number.
+  --mc-samples N       Monte-Carlo dropout: the predictions are the mean of N passes with dropout on, and there are columns for how
+                       sure they are: the deviation over the passes of each probability (std_<class>) or value (std_<target>);
+                       of classes also entropy, and mutual_information between class and weights, in nats. In .npz the arrays
+                       std, entropy and mutual_information. The same numbers every time, whatever --batch-size is.
   --overwrite          replace an output file that is there
   --batch-size N       examples at a time (default 1000)
-  --checkpoint C       best (default) or last
+  --checkpoint C       best (default), last, or fused: see dnnkit fuse
   --runs DIR           where run folders are (default: runs)
   --json               print a summary as JSON
 
@@ -131,12 +138,14 @@ def evaluate_run(words: list[str]) -> int:
     """Measure a run's weights: dnnkit evaluate RUN."""
     if asks_help(words, EVALUATE):
         return 0
-    given = take_apart(words, ("--split", "--checkpoint", "--runs"), ("--json",), _usage(EVALUATE))
+    given = take_apart(words, ("--split", "--mc-samples", "--checkpoint", "--runs"), ("--json",), _usage(EVALUATE))
     from dnnkit.training.evaluate import evaluate
 
     run, *overrides = given.rest
     names = {"split": "--split", "checkpoint": "--checkpoint", "runs": "--runs"}
-    found = evaluate(run, overrides, **{key: given.options[name] for key, name in names.items() if name in given.options})
+    samples = given.number("--mc-samples", 0) or None
+    options = {key: given.options[name] for key, name in names.items() if name in given.options}
+    found = evaluate(run, overrides, mc_samples=samples, **options)
     for notice in found.notices:
         print(f"warning: {notice}", file=sys.stderr)
     if "--json" in given.flags:
@@ -160,7 +169,7 @@ def predict_with(words: list[str]) -> int:
     """Predict with a run's weights: dnnkit predict RUN --input FILE --output FILE."""
     if asks_help(words, PREDICT):
         return 0
-    options = ("--input", "--output", "--batch-size", "--checkpoint", "--runs")
+    options = ("--input", "--output", "--mc-samples", "--batch-size", "--checkpoint", "--runs")
     given = take_apart(words, options, ("--overwrite", "--json"), _usage(PREDICT))
     problems = [Problem(name, "is missing: name a file") for name in ("--input", "--output") if name not in given.options]
     problems += [Problem(word, "predict takes no overrides: the run's config is in its checkpoint") for word in given.rest[1:]]
@@ -175,6 +184,7 @@ def predict_with(words: list[str]) -> int:
         given.options["--output"],
         batch_size=given.number("--batch-size", BATCH),
         overwrite="--overwrite" in given.flags,
+        mc_samples=given.number("--mc-samples", 0),
         **{key: given.options[name] for key, name in names.items() if name in given.options},
     )
     for notice in found.notices:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dnnkit.cli.discover import asks_help, describe, list_choices, list_plugins
 from dnnkit.cli.finished import evaluate_run, predict_with, resume_run
+from dnnkit.cli.fuse import fuse_weights
 from dnnkit.errors import ConfigError, DnnkitError, Problem, SweepError, nearest
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ To see what there is:
 To go on from a run that you have; RUN is its folder, or the 8 letters at the end of the folder's name:
   dnnkit evaluate RUN                measure its weights again, on its own data or on others
   dnnkit predict RUN --input FILE --output FILE   classes and probabilities, or values, for new rows or arrays
+  dnnkit fuse RUN                    fold batch normalization into the layers, for faster predictions
   dnnkit resume RUN trainer.max_epochs=40         more epochs, in the same folder and the same MLflow run
 
 Options:
@@ -205,4 +207,5 @@ SUBCOMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate_run,
     "predict": predict_with,
     "resume": resume_run,
+    "fuse": fuse_weights,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dnnkit import plugins
 from dnnkit.config.loader import Loader
+from dnnkit.config.pretraining import with_pretraining
 from dnnkit.config.references import resolve
 from dnnkit.config.sections import validate
 from dnnkit.config.triage import CLI, is_choice, is_plain, judge_choice, judge_value, line, misses, parse
@@ -94,19 +95,27 @@ class Composer:
 
     def one(self, overrides: Sequence[str]) -> Config:
         """The config of one run; ConfigError with every problem."""
+        values = self._valid(overrides)
+        asked = self.asks_for_sweep
+        values = with_pretraining(values, self._valid)
+        self.asks_for_sweep = asked
+        return Config(values, overrides)
+
+    def _valid(self, overrides: Sequence[str], adapt: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """The values of one config, whose tree `adapt` may change before its references are resolved; ConfigError with every problem."""
         parsed, problems = parse(overrides)
         sweeping = [override for override in parsed if override.is_sweep_override()]
         problems += [Problem(line(override), "gives several values: add -m to run a sweep over them") for override in sweeping]
         hydras = [override for override in parsed if override.is_hydra_override() and override not in sweeping]
         problems += self._judge_hydras(hydras)
-        tree, found = self._compose([override for override in parsed if override not in (*sweeping, *hydras)])
+        tree, found = self._compose([override for override in parsed if override not in (*sweeping, *hydras)], adapt)
         problems += found
         values, found = validate(tree) if tree is not None else ({}, [])
         # A key that is already reported would be reported again by the validator, in other words.
         problems += [problem for problem in found if not any(misses(problem, known) for known in problems)]
         if problems:
             raise self._error(problems, parsed)
-        return Config(values, overrides)
+        return values
 
     def sweep(self, overrides: Sequence[str]) -> DictConfig:
         """What a sweep is run by: the config with Hydra's own node, its sweeper and launcher.
@@ -126,7 +135,9 @@ class Composer:
             raise self._error(problems, parsed)
         return tree
 
-    def _compose(self, parsed: Sequence[Override]) -> tuple[dict[str, Any] | None, list[Problem]]:
+    def _compose(
+        self, parsed: Sequence[Override], adapt: Callable[[dict[str, Any]], None] | None
+    ) -> tuple[dict[str, Any] | None, list[Problem]]:
         """The composed tree without Hydra's node, all references resolved; None where nothing could be composed."""
         choices = [override for override in parsed if is_choice(override, self._groups)]
         rest = [override for override in parsed if override not in choices]
@@ -142,7 +153,10 @@ class Composer:
         self.asks_for_sweep = str(OmegaConf.select(tree, "hydra.mode")).endswith("MULTIRUN")
         whole = OmegaConf.to_container(tree, resolve=False)
         assert isinstance(whole, dict)
-        resolved, found = resolve({str(key): value for key, value in whole.items() if key != "hydra"})
+        plain = {str(key): value for key, value in whole.items() if key != "hydra"}
+        if adapt is not None:
+            adapt(plain)
+        resolved, found = resolve(plain)
         return resolved, problems + found
 
     def _triage(

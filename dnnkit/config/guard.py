@@ -12,17 +12,21 @@ import yaml
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault
+from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dnnkit.config.doors import inspect_tree, leaves, refused_group, refused_path, refused_text, refused_yaml, without
 from dnnkit.config.sections import GROUPS, top_level
+from dnnkit.config.triage import offered
 from dnnkit.errors import Problem, nearest
 from dnnkit.registry import KINDS
 
 #: Their files are always about the whole config, not about a key named like their folder.
 WHOLE = ("experiment", "sweeps")
+#: Experiments may be in folders within folders, so many deep: enough for anybody, and an end where a folder holds itself.
+DEEPEST = 4
 _STUDIES = "studies"
 
 
@@ -45,6 +49,14 @@ class Guard(ConfigRepository):
         other = copy.copy(self)
         other.sources = list(self.sources)
         return other
+
+    def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
+        """The choices of a group; of experiments also those in folders, as `folder/name`."""
+        found = super().get_group_options(group_name, results_filter)
+        if whole(group_name) != "experiment" or results_filter != ObjectType.CONFIG or group_name.count("/") >= DEEPEST:
+            return found
+        folders = super().get_group_options(group_name, ObjectType.GROUP)
+        return found + [f"{folder}/{name}" for folder in folders for name in self.get_group_options(f"{group_name}/{folder}")]
 
     @contextmanager
     def leaving_hydra_out(self) -> Iterator[None]:
@@ -95,11 +107,12 @@ class Guard(ConfigRepository):
     def _cleaned(self, result: ConfigResult, config_path: str) -> ConfigResult:
         origin = str(Path(result.path.removeprefix("file://")) / f"{config_path.removesuffix('.yaml')}.yaml")
         group = "/".join(config_path.split("/")[:-1])
-        if group in WHOLE and result.header.get("package") is None:
+        about_all = whole(group) is not None
+        if about_all and result.header.get("package") is None:
             result.header["package"] = "_global_"
         package = result.header.get("package")
         refused = "a file may not take a place in Hydra's own groups" if config_path.startswith("hydra/") else ""
-        if package not in ((None, "_group_", group.replace("/", "."), "_global_") if group not in WHOLE else ("_global_",)):
+        if package not in ((None, "_group_", group.replace("/", "."), "_global_") if not about_all else ("_global_",)):
             refused = f"a file's values belong to its own group or, with '# @package _global_', to the whole config, not to {package!r}"
         tree = OmegaConf.to_container(result.config, resolve=False)
         if refused or not isinstance(tree, dict):
@@ -111,7 +124,7 @@ class Guard(ConfigRepository):
         clean = without(tree, prefix, found)
         self.files[config_path] = origin, [path for path, value in leaves(clean, prefix) if not isinstance(value, dict)]
         listed = [default for default in result.defaults_list or [] if not self._is_itself(default, group, config_path, origin)]
-        defaults = [default for default in listed if self._allowed(default, group, origin)]
+        defaults = [_from_top(default, group) if about_all else default for default in listed if self._allowed(default, group, origin)]
         return ConfigResult(result.provider, result.path, OmegaConf.create(clean), result.header, defaults, result.is_schema_source)
 
     def _is_itself(self, default: InputDefault, folder: str, config_path: str, origin: str) -> bool:
@@ -160,8 +173,14 @@ class Guard(ConfigRepository):
             known = [name for name in self.get_group_options("", None) if name in (*top_level(), *WHOLE)]
             yield Problem(where, f"there is no config group {group!r}; there are: {', '.join(known)}", nearest(group, known))
         if value is not None and value not in options:
-            kind = KINDS[group].name if group in KINDS else group or "file"
-            yield Problem(where, f"there is no {kind} called {value!r}; there are: {', '.join(options)}", nearest(str(value), options))
+            kind, listed = KINDS[group].name if group in KINDS else group or "file", ", ".join(offered(str(value), options))
+            yield Problem(where, f"there is no {kind} called {value!r}; there are: {listed}", nearest(str(value), options))
+
+
+def whole(group: str) -> str | None:
+    """`experiment` or `sweeps` for that group and the folders in it; None for any other."""
+    top = group.partition("/")[0]
+    return top if top in WHOLE else None
 
 
 def _values(default: GroupDefault) -> list[Any]:
@@ -194,6 +213,13 @@ def _readable(file: Path) -> None:
 def _trusted(result: ConfigResult, config_path: str) -> bool:
     """Installed code and dnnkit's own primary config; every other file is inspected."""
     return not result.path.startswith("file://") or (config_path == "config" and result.provider == "main")
+
+
+def _from_top(default: InputDefault, folder: str) -> InputDefault:
+    """The line with its path from the top: Hydra looks for `base` in `experiment/` where `folder/name` was chosen, not in `folder`."""
+    if isinstance(default, ConfigDefault) and default.path != "_self_":
+        default.path = f"/{_below(folder, default.path or '')}"
+    return default
 
 
 def _below(folder: str, path: str) -> str:

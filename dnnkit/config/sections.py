@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len
 
+from dnnkit.config import transfer
+from dnnkit.config.groups import group_problems
+from dnnkit.config.schedule import watch_problems
 from dnnkit.errors import Problem, nearest
 from dnnkit.registry import REGISTRIES
 from dnnkit.schema import Count, Settings, Share, component_settings, validate_node
@@ -70,6 +73,8 @@ class Top:
     seed: Seed = 0
     task: Literal["auto", "classification", "regression", "reconstruction"] = "auto"
     metrics: Any = "auto"  # a list of names and nodes; see _metrics
+    init_from: Any = None  # a run, a checkpoint, or a node; see dnnkit.config.transfer
+    freeze: Any = None  # a list of layers by name or pattern, or nodes
 
 
 SECTIONS: Mapping[str, type] = {"trainer": Trainer, "tracking": Tracking, "checkpoint": Checkpoint}
@@ -112,13 +117,17 @@ def validate(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     own = Settings.of(Top)
     valid, found = own.validate({key: value for key, value in config.items() if key in own}, "")
     problems += found
-    valid["metrics"], found = _metrics(valid["metrics"])
-    problems += found
+    for key, judge in (("metrics", _metrics), ("init_from", _init_from), ("freeze", transfer.freeze)):
+        valid[key], found = judge(valid[key])
+        problems += found
     for section, declared in SECTIONS.items():
         valid[section], found = _section(section, declared, config.get(section))
         problems += found
     for group in GROUPS:
         valid[group], found = validate_node(group, config.get(group))
+        problems += found
+    if valid["optimizer"]:
+        valid["optimizer"]["groups"], found = group_problems(valid["optimizer"])
         problems += found
     return valid, problems + (_across(valid) if not problems else [])
 
@@ -146,6 +155,15 @@ def _across(config: Mapping[str, Any]) -> list[Problem]:
     if task == "auto":
         task = REGISTRIES["model"].get(config["model"]["name"]).facts.get("task", "auto")
     return problems + task_problems(config, task)
+
+
+def _init_from(value: Any) -> tuple[Any, list[Problem]]:
+    """The node of `init_from`, and what is wrong with it and with the config of a pretraining inside it."""
+    node, problems = transfer.init_from(value)
+    if problems or node is None or node["config"] is None:
+        return node, problems
+    config, problems = validate(node["config"])
+    return {**node, "config": config}, [replace(problem, where=f"init_from.config.{problem.where}") for problem in problems]
 
 
 def _metrics(wanted: Any) -> tuple[Any, list[Problem]]:
@@ -186,11 +204,16 @@ def metric_nodes(config: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
     return [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in wanted]
 
 
+def _metric_names(config: Mapping[str, Any], task: str) -> list[str]:
+    """What is measured beside the loss; while the task is `auto`, of whatever task."""
+    tasks = [task] if task != "auto" else list(DEFAULT_METRICS)
+    return list(dict.fromkeys(node["name"] for known in tasks for node in metric_nodes(config, known)))
+
+
 def _monitor_problems(config: Mapping[str, Any], task: str) -> list[Problem]:
     """What is wrong with a monitor that is not measured; while the task is `auto`, not measured whatever the task is."""
-    tasks = [task] if task != "auto" else list(DEFAULT_METRICS)
-    names = [node["name"] for known in tasks for node in metric_nodes(config, known)]
-    monitors, chosen = list(dict.fromkeys(["auto", "val/loss", *(f"val/{name}" for name in names)])), config["checkpoint"]["monitor"]
+    names, chosen = _metric_names(config, task), config["checkpoint"]["monitor"]
+    monitors = ["auto", "val/loss", *(f"val/{name}" for name in names)]
     if chosen in monitors:
         return []
     metric = chosen.removeprefix("val/")
@@ -206,7 +229,7 @@ def task_problems(config: Mapping[str, Any], task: str) -> list[Problem]:
     """What of the config does not fit the task; while that is still `auto`, what fits none."""
     chosen = [("loss", config["loss"]["name"])]
     chosen += [("metrics", node["name"]) for node in metric_nodes(config, task)] if isinstance(config["metrics"], list) else []
-    problems = _monitor_problems(config, task)
+    problems = _monitor_problems(config, task) + watch_problems(config, _metric_names(config, task), task)
     for group, name in chosen:
         if task == "auto" or name == "auto" or name not in REGISTRIES[group]:
             continue

@@ -61,6 +61,8 @@ def quoted(text: str, parser: OverridesParser | None = None) -> str:
 def _ungrammatical(text: str) -> str:
     """What is wrong with an override that cannot be read, with the quotes that a shell passes on where they would help."""
     message, (key, _, value) = "is not of the form KEY=VALUE in Hydra's grammar", text.partition("=")
+    if value[:1] in ("[", "{") and not set(value) & set("'\"\\$\r\n"):
+        return f'{message}; in a list or mapping, text with special characters is written in quotes, such as {{match: "0[0-2]_*"}}'
     if not value or len(text) > 200 or set(value) & set("[]{}()'\"\\$\r\n"):
         return message
     return f"{message}; text with special characters is written in quotes inside quotes: \"{key}='{value}'\""
@@ -103,6 +105,9 @@ def judge_choice(override: Override, groups: Collection[str], options: Sequence[
     if override.package is not None:
         return [Problem(text, f"{group} has one place in the config and is chosen without @", (f"{group}={value}",), CLI)]
     if group not in groups and not group.startswith("hydra/"):
+        folder = group.removeprefix("experiment/")
+        if folder != group:
+            return [Problem(text, "a folder is part of the experiment's name", (f"+experiment={folder}/{value}",), CLI)]
         return [Problem(text, f"there is no config group {group!r}; there are: {', '.join(sorted(groups))}", nearest(group, groups), CLI)]
     plus = group not in top_level() and not group.startswith("hydra/")
     if plus and not override.is_add():
@@ -116,8 +121,15 @@ def judge_choice(override: Override, groups: Collection[str], options: Sequence[
     if isinstance(value, dict):
         return [Problem(text, f"{group} is chosen by its name; set its members one by one, as {group}.KEY=VALUE", origin=CLI)]
     kind = KINDS[group].name if group in KINDS else group
-    message = f"there is no {kind} called {value!r}; there are: {', '.join(options)}"
+    message = f"there is no {kind} called {value!r}; there are: {', '.join(offered(str(value), options))}"
     return [Problem(text, message, nearest(str(value), options), CLI)]
+
+
+def offered(value: str, options: Sequence[str]) -> list[str]:
+    """The names to tell someone who asked for `value`: those in the folder that it names, else those in none, and the folders."""
+    folder = f"{value.rpartition('/')[0] or value}/"
+    inside = [name for name in options if name.startswith(folder)]
+    return inside or list(dict.fromkeys("/".join((name.partition("/")[0], "…")) if "/" in name else name for name in options))
 
 
 def judge_value(override: Override, base: DictConfig) -> list[Problem]:

@@ -28,6 +28,7 @@ def prepare(
     split: str,
     standardize: str,
     seed: int,
+    train_size: int | float | None = None,
     task: str = "auto",
     standardize_target: bool = True,
     stream: bool = False,
@@ -39,7 +40,8 @@ def prepare(
 
     The test split is the source's own, or `test_size` of its training rows; then validation is its own, or `val_size` of
     the rows that are left. Both sizes are a count (an integer ≥ 1) or a fraction in (0, 1). `split` says which rows:
-    `stratified` (by class; values by their decile), `random` or `tail`, a pure function of `seed`.
+    `stratified` (by class; values by their decile), `random` or `tail`, a pure function of `seed`. `train_size` is a count or
+    a fraction of the training rows that remain, a stratified choice whatever `split` is; the other splits do not change.
 
     `standardize`: `channel` has one mean and deviation per channel of an image, over all pixels; `feature` one per value
     of an example; `none` leaves the values alone; `auto` is `channel` for images and `feature` for tables. The deviation
@@ -54,6 +56,10 @@ def prepare(
     source, done = _for_task(name, source, task)
     by = {"image": "channel", "table": "feature"}[source.kind] if standardize == "auto" else standardize
     rows, origins = _divide(source, val_size, test_size, split, seed, _standardize_problems(source, by))
+    if train_size is not None:
+        there = len(rows["train"].rows)
+        rows["train"] = _fewer(rows["train"], train_size, seed)
+        origins["train"] = f"{len(rows['train'].rows):,} of {there:,}, stratified"
     moments = _moments(source.train.x, rows["train"].rows, source.missing)
     scaling = _scaling(moments, by, source.missing)
     target_scaling = _target_scaling(source, done, rows["train"], scaling, standardize_target)
@@ -158,6 +164,16 @@ def _divide(
         taken[part], origins[part] = _Rows(x, y, left[chosen]), f"{split} from train"
         left = left[rest]
     return {"train": _Rows(x, y, left), "validation": taken["validation"], "test": taken["test"]}, origins
+
+
+def _fewer(train: _Rows, size: int | float, seed: int) -> _Rows:
+    """Some of the training rows, in their order. ConfigError where they would be none, or more than there are."""
+    there = len(train.rows)
+    count = size if isinstance(size, int) else round(size * there)
+    if not 0 < count <= there:
+        raise ConfigError([Problem("data.train_size", f"{size!r} takes {count} of the {there} rows that are left for training")])
+    _, chosen = divide(strata(train.y[train.rows]), count, "stratified", "train", seed)
+    return _Rows(train.x, train.y, train.rows[chosen])
 
 
 def _standardize_problems(source: Source, by: str) -> list[Problem]:

@@ -36,7 +36,8 @@ def selu_conditions(network: nn.Module, x: Tensor, config: Mapping[str, Any]) ->
 
     `network` with its initial weights, `x` `(n, *inputs)` standardised training examples, `config` the resolved config.
     Inputs: |mean| < .05 and |std − 1| < .1, of all values for images, of every feature for tables, constant ones left out.
-    Weights of hidden layers: deviation within a tenth of 1/√fan_in, and what chance allows for so many. Then: layers one after the
+    Weights of hidden layers: deviation within a tenth of 1/√fan_in, and what chance allows for so many; not asked of weights
+    that come from another run. Then: layers one after the
     other, hidden ones all dense, and nothing that moves mean or variance: no dropout but alpha dropout, no normalization, no
     penalty, weight decay or bound on weights.
     Source: Klambauer, Unterthiner, Mayr & Hochreiter 2017; the four first ones are those of textbooks.
@@ -45,7 +46,8 @@ def selu_conditions(network: nn.Module, x: Tensor, config: Mapping[str, Any]) ->
         return []
     weighted = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | _ConvNd)}
     hidden = dict(list(weighted.items())[:-1])
-    return [_standardised(x), _lecun(hidden), _sequential(network), _dense(hidden), _undisturbed(network, config)]
+    initial = [] if config["init_from"] else [_lecun(hidden)]
+    return [_standardised(x), *initial, _sequential(network), _dense(hidden), _undisturbed(network, config)]
 
 
 def selu_line(conditions: Sequence[Condition]) -> str:

@@ -39,13 +39,14 @@ class SyncedBatchNorm(_BatchNorm):
     """y = (x − mean) / √(var + eps) · weight + bias, for x `(batch, features, …)`, by feature.
 
     In training mode mean and (biased) variance are those of all ranks' examples together, each example and place counting
-    once, and the moving statistics follow them, the variance unbiased, as in torch's own layer. In evaluation mode it is
-    torch's own.
+    once, and the moving statistics follow them, the variance unbiased, as in torch's own layer, unless that layer says that
+    its is not (`unbiased = False`). In evaluation mode it is torch's own.
     """
 
     def __init__(self, like: _BatchNorm) -> None:
         super().__init__(like.num_features, like.eps, like.momentum, like.affine, like.track_running_stats)
         self._parameters, self._buffers = like._parameters, like._buffers
+        self.unbiased = bool(getattr(like, "unbiased", True))
         self.train(like.training)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -67,7 +68,8 @@ class SyncedBatchNorm(_BatchNorm):
         mean = _summed(x.sum(others)) / count
         centred = x - mean.view(shape)
         var = _summed(centred.square().sum(others)) / count
-        self._follow(mean.detach(), var.detach() * count / (count - 1))
+        spread = var.detach()
+        self._follow(mean.detach(), spread * count / (count - 1) if self.unbiased else spread)
         y = centred * (var + self.eps).rsqrt().view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
@@ -77,17 +79,22 @@ class SyncedBatchNorm(_BatchNorm):
         momentum = self._factor()
         mean, var = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
         group: Any = dist.group.WORLD
+        before = None if self.unbiased or var is None else var.clone()
         y: Tensor = torch.nn.modules._functions.SyncBatchNorm.apply(  # type: ignore[no-untyped-call]
             input.contiguous(), self.weight, self.bias, mean, var, self.eps, momentum, group, dist.get_world_size()
         )
+        if before is not None and var is not None:
+            count = torch.tensor(float(input.numel() // input.shape[1]), dtype=var.dtype, device=var.device)
+            dist.all_reduce(count)
+            var.lerp_(before.mul_(1 - momentum), 1 / count)  # what was added is n / (n − 1) times as much
         return y
 
-    def _follow(self, mean: Tensor, unbiased: Tensor) -> None:
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
         """Move the moving statistics."""
         factor = self._factor()
         if self.running_mean is not None and self.running_var is not None:
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), factor)
+            self.running_var.lerp_(variance.to(self.running_var.dtype), factor)
 
     def _factor(self) -> float:
         """How far the moving statistics move this time; without a momentum they are the mean of all minibatches."""

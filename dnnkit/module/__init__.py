@@ -1,7 +1,8 @@
 """The LightningModule: a network, what it is trained for (Task) and how (Recipe)."""
 
+from dnnkit.config.schedule import Factor
 from dnnkit.module.lightning import Module
-from dnnkit.module.schedule import Factor, ScheduleLR
+from dnnkit.module.schedule import ScheduleLR
 from dnnkit.module.task import Evaluation, Outcome, Recipe, Task
 from dnnkit.module.window import Window
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
@@ -15,11 +15,15 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from dnnkit.data.resident import Minibatch, default_generator, minibatch_seed
-from dnnkit.errors import ConfigError, DivergedError, Problem
+from dnnkit.errors import ConfigError, DivergedError, Problem, nearest
+from dnnkit.module.frozen import Frozen
 from dnnkit.module.gather import gather_batches, several, take_buffers_of_rank_0
+from dnnkit.module.groups import clip_apart, gradient_norm
+from dnnkit.module.monte_carlo import MonteCarlo
 from dnnkit.module.schedule import ScheduleLR
 from dnnkit.module.task import Evaluation, Outcome, Recipe, Task
 from dnnkit.module.window import Window, at_least_float32
+from dnnkit.network.freezing import Freezing
 
 log = logging.getLogger("dnnkit")
 
@@ -41,13 +45,22 @@ class Module(pl.LightningModule):
     Raises DivergedError where a training loss, or the validation loss while fitting, is not finite.
     """
 
-    def __init__(self, net: nn.Module, task: Task, recipe: Recipe, log_every: int = 50) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        task: Task,
+        recipe: Recipe,
+        log_every: int = 50,
+        freezing: Freezing = Freezing(),  # noqa: B008 (frozen)
+    ) -> None:
         super().__init__()
         self.net = net
+        self.frozen = Frozen(net, freezing)
         self.task, self.recipe, self.log_every = task, recipe, log_every
         self.window = Window()
         self.evaluations: dict[str, Evaluation] = {}
         self._passing: list[tuple[Tensor, Tensor]] = []
+        self._monte_carlo = MonteCarlo(task, recipe.seed)
         self._window_to_load: Mapping[str, Any] = {}
         self._update = 0  # the number of the update at hand
         self._undefined: set[str] = set()
@@ -87,6 +100,7 @@ class Module(pl.LightningModule):
         if self.recipe.constrain is not None:
             with torch.no_grad():
                 self.recipe.constrain(self.net)
+            self.frozen.put_back()
         self.window.rate = self._schedule.rate
         if self.window.due:
             self._flush(step)
@@ -96,9 +110,10 @@ class Module(pl.LightningModule):
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):
             raise ConfigError([Problem("trainer.max_epochs", "a schedule needs an end: set trainer.max_epochs or trainer.max_steps")])
-        optimizer = self.recipe.optimizer([parameter for parameter in self.net.parameters() if parameter.requires_grad])
-        schedule, steps = self.recipe.schedule, int(total)
-        self._schedule = ScheduleLR(optimizer, lambda step: schedule(step, steps), steps)
+        optimizer = self.recipe.optimizer(self.recipe.groups.parameters(self.net))
+        self._clips = self.recipe.groups.clips(self.net, self.recipe.clip)
+        self._schedule = ScheduleLR.of(optimizer, self.recipe.schedule, int(total))
+        self._check_watched()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -108,14 +123,17 @@ class Module(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the recipe says, then as the Trainer was told to; note the norm before both."""
+        self.frozen.drop_gradients()
         if several():  # Shares are seeded apart; what clipping and the optimizer draw must be the same on every rank.
             world = self.trainer.world_size
             default_generator(self.device).manual_seed(minibatch_seed(self.recipe.seed, self._update, world))
         window = self.window
-        if self.recipe.clip is not None:
+        if self._clips is None and self.recipe.clip is not None:
             window.norm = self.recipe.clip(_parameters(optimizer))
         elif window.due:
-            window.norm = torch.nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+            window.norm = gradient_norm(_parameters(optimizer))
+        if self._clips is not None:
+            clip_apart(self._clips)
         if gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -146,10 +164,24 @@ class Module(pl.LightningModule):
         """Begin with nothing kept from a run or a pass that was broken off."""
         self.window.clear()
         self._passing.clear()
+        self._monte_carlo.clear()
         self._window_to_load = {}
+        if stage == "fit" and several():
+            self.frozen.require_gradients()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, or evaluation mode; a frozen normalization stays in evaluation mode."""
+        super().train(mode)
+        self.frozen.stay_still()
+        return self
+
+    def on_train_epoch_start(self) -> None:
+        """What was frozen up to here is trained from here on."""
+        self.frozen.begin(self.trainer.current_epoch + 1, several(), self.recipe.constrain is not None)
 
     def on_train_start(self) -> None:
         """Continue where a checkpoint stopped: inside a window, and inside an epoch."""
+        self.on_train_epoch_start()  # of an epoch that it goes on with Lightning calls it only where it starts
         self.window.load_state_dict(self._window_to_load, self.device)
         if self.trainer.global_rank > 0:
             self.window.keep_no_samples()
@@ -179,8 +211,24 @@ class Module(pl.LightningModule):
         for key in ("train/loss", "train/penalty"):
             _check_finite(key, values.get(key, 0.0), step)
         self._journal(values, step)
+        self._tell(values, step)
         self.trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
         self.trainer.progress_bar_metrics["train/loss"] = values["train/loss"]
+
+    def _check_watched(self) -> None:
+        """ConfigError where a schedule would wait for a metric that is never measured."""
+        watched, stages = self._schedule.monitor, ("val", "train") if self.trainer.enable_validation else ("train",)
+        measured = [f"{stage}/{name}" for stage in stages for name in ("loss", *self.task.metrics)]
+        measured += ["train/penalty"] * (self.recipe.penalty is not None)
+        if watched is not None and watched not in measured:
+            message = f"must be one of {', '.join(measured)}, which this run measures, got {watched!r}"
+            raise ConfigError([Problem("scheduler.monitor", message, nearest(watched, measured))])
+
+    def _tell(self, values: Mapping[str, float], step: int) -> None:
+        """Show a schedule that watches one of these values what it is."""
+        watched = self._schedule.monitor
+        if watched is not None and watched in values:
+            self._schedule.observe(values[watched], step)
 
     def _journal(self, values: dict[str, float], step: int) -> None:
         undefined = {key for key, value in values.items() if math.isnan(value) and key.partition("/")[2] in self.task.metrics}
@@ -209,12 +257,19 @@ class Module(pl.LightningModule):
         self._measure("val")
 
     def test_step(self, batch: Minibatch, batch_idx: int) -> None:
-        """Predict one batch."""
+        """Predict one batch; with Monte-Carlo dropout, many times more."""
         self.validation_step(batch, batch_idx)
+        if self.task.mc_samples:
+            outputs = self._passing[-1][0].shape[1]
+            self._monte_carlo.keep(self.net, batch, batch_idx, outputs, self.trainer.global_rank, self.trainer.world_size)
 
     def on_test_epoch_end(self) -> None:
-        """Measure the pass: test/loss, test/<metric>."""
+        """Measure the pass: test/loss, test/<metric>; with Monte-Carlo dropout test/mc_…"""
         self._measure("test")
+        if self.task.mc_samples:
+            values = {f"test/{name}": value for name, value in self._monte_carlo.values(self.evaluations["test"].target).items()}
+            self.log_dict(values, logger=False)
+            self._journal(values, self.trainer.global_step)
 
     def _measure(self, stage: str) -> None:
         predictions, targets = (list(part) for part in zip(*self._passing, strict=True))
@@ -229,9 +284,12 @@ class Module(pl.LightningModule):
         self.log_dict(values, logger=False, prog_bar=True, batch_size=len(target))
         if trainer.sanity_checking:
             return
-        if stage == "val" and trainer.state.fn == "fit":
-            _check_finite("val/loss", float(values["val/loss"]), step)
-        self._journal({key: float(value) for key, value in values.items()}, step)
+        fitting, measured = stage == "val" and trainer.state.fn == "fit", {key: float(value) for key, value in values.items()}
+        if fitting:
+            _check_finite("val/loss", measured["val/loss"], step)
+        self._journal(measured, step)
+        if fitting:
+            self._tell(measured, step)
 
 
 def _check_finite(key: str, value: float, step: int) -> None:

@@ -1,7 +1,9 @@
-"""The learning rate as a closed form of the step."""
+"""The learning rate as a closed form of the step, and of what a watched metric was."""
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-Factor = float | tuple[float, float]
-"""What a schedule gives for a step: the factor of the peak rate, or that and the momentum."""
+from dnnkit.config.schedule import Factor, Schedule, Watcher, Watching
+
+log = logging.getLogger("dnnkit")
 
 
 class ScheduleLR(LRScheduler):
@@ -18,11 +21,11 @@ class ScheduleLR(LRScheduler):
 
     Where `factor` also gives a momentum, it becomes `momentum` in a group that began with one above 0, `betas[0]` in a
     group that has betas; other optimizers keep what they have (plain SGD stays plain). From the last step on, t stays
-    at `total_steps` − 1. `factor` is asked afresh at each step, so it may also be a method of an object that watches a metric.
+    at `total_steps` − 1. With a `watcher` `factor` depends on what it observed too, and its attributes are saved.
     """
 
-    def __init__(self, optimizer: Optimizer, factor: Callable[[int], Factor], total_steps: int) -> None:
-        self._factor = factor
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], Factor], total_steps: int, watcher: Watcher | None = None) -> None:
+        self._factor, self._watcher = factor, watcher
         self._last_step = total_steps - 1
         self._peak = float(optimizer.defaults["lr"])
         self._momentum_keys = [
@@ -30,6 +33,29 @@ class ScheduleLR(LRScheduler):
         ]
         self.rate = self._peak  # of the next update, before any scale that a parameter group has
         super().__init__(optimizer)
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, schedule: Schedule, total_steps: int) -> ScheduleLR:
+        """A schedule at its beginning; a watcher has observed nothing yet, whatever run it was in before."""
+        begun = copy.deepcopy(schedule) if isinstance(schedule, Watching) else schedule
+        watcher = begun.watcher if isinstance(begun, Watching) else None
+        return cls(optimizer, lambda step: begun(step, total_steps), total_steps, watcher)
+
+    @property
+    def monitor(self) -> str | None:
+        """The key of the metric that it follows, if it follows one."""
+        return None if self._watcher is None else self._watcher.monitor
+
+    def observe(self, value: float, step: int) -> None:
+        """Tell the watcher of a measurement after `step` optimizer steps; the next update has the rate that follows."""
+        assert self._watcher is not None
+        before = self._watcher.factor(step)
+        self._watcher.observe(value)
+        after = self._watcher.factor(step)
+        if after != before:
+            was, now = (factor[0] if isinstance(factor, tuple) else factor for factor in (before, after))
+            log.info("%s is %g at step %d: the rate goes from %g to %g times its peak", self.monitor, value, step, was, now)
+            self.seek(self.last_epoch)
 
     def put(self, step: int) -> None:
         """Give the optimizer the rate, and the momentum, of the update that follows `step` updates; the schedule stays where it is."""
@@ -55,11 +81,14 @@ class ScheduleLR(LRScheduler):
         return [base * self._at(self.last_epoch)[0] for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of updates done: all else follows from it."""
-        return {"last_epoch": self.last_epoch}
+        """The number of updates done, from which all else follows, and what a watcher knows."""
+        place: dict[str, Any] = {"last_epoch": self.last_epoch}
+        return place if self._watcher is None else {**place, "watcher": dict(vars(self._watcher))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Move to a saved place."""
+        if self._watcher is not None:
+            vars(self._watcher).update(state_dict["watcher"])
         self.seek(state_dict["last_epoch"])
 
     def _at(self, step: int) -> tuple[float, float | None]:

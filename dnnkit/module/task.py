@@ -4,41 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from dnnkit.module.schedule import Factor
+from dnnkit.config.schedule import Schedule
+from dnnkit.module.groups import Clip, Groups
+from dnnkit.network.groups import Grouping
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learnt. `loss` and every metric map (prediction, target) to a scalar, a mean over the samples."""
+    """What is learnt. `loss` and every metric map (prediction, target) to a scalar, a mean over the samples.
+
+    `mc_samples`: so many passes of Monte-Carlo dropout over what is tested, 0 for none. `target_std`: of values, that of one
+    standardised unit in the target's own, broadcastable to `(outputs,)`; None for classes.
+    """
 
     loss: Callable[[Tensor, Tensor], Tensor]
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
+    mc_samples: int = 0
+    target_std: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How it is learnt.
 
-    `optimizer`: parameters to optimizer, at the peak rate.
-    `schedule`: (optimizer steps done, total optimizer steps) to the factor of the peak rate, or (factor, momentum).
+    `optimizer`: parameters, or groups of them, to optimizer, at the peak rate.
+    `schedule`: (optimizer steps done, total optimizer steps) to the factor of the peak rate, or (factor, momentum);
+    a `Watching` is told what it watches.
     `clip`: parameters to the total norm before clipping; clips their gradients in place, once per optimizer step.
     `penalty`: network to a scalar that is added to the training loss only.
     `constrain`: acts on the network in place after each optimizer step.
     `seed`: of everything random in a step.
+    `groups`: which parameters have a rate, a weight decay or a clipping of their own.
     """
 
-    optimizer: Callable[[list[Parameter]], Optimizer]
-    schedule: Callable[[int, int], Factor]
-    clip: Callable[[list[Parameter]], Tensor] | None = None
+    optimizer: Callable[[Any], Optimizer]
+    schedule: Schedule
+    clip: Clip | None = None
     penalty: Callable[[nn.Module], Tensor] | None = None
     constrain: Callable[[nn.Module], object] | None = None
     seed: int = 0
+    groups: Groups = Groups(Grouping(), 0.0)  # noqa: RUF009 (frozen)
 
 
 class Outcome(NamedTuple):

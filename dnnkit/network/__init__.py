@@ -13,7 +13,8 @@ from dnnkit.network.layers import (
     make_part,
 )
 from dnnkit.network.parts import Parts, build_network, chosen_initializers, remarks
-from dnnkit.network.roles import OUTPUT, ROLES, Place, Role, layer_names, matching, named, part_of, places, roles
+from dnnkit.network.roles import OUTPUT, ROLES, Place, layer_names, matching, named, part_of, places, roles
+from dnnkit.schema import Role
 
 __all__ = [
     "FALLBACK_INITIALIZER",

@@ -110,7 +110,7 @@ def make_part(group: str, values: Mapping[str, Any], *arguments: Any, **offered:
     made = make(*arguments, **{name: value for name, value in offered.items() if name in record.offered})
     if not isinstance(made, nn.Module):
         raise PluginError(f"{group}={record.name} ({record.origin}) has to return an nn.Module, it returned {type(made).__name__}")
-    made.__dict__["part"] = group  # says what its parameters are for; no part of the state
+    made.__dict__["dnnkit_part"] = group  # says what its parameters are for; no part of the state
     return made
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dnnkit.config import Config
+from dnnkit.config.groups import entries, has_decay
+from dnnkit.config.schedule import direction, watched
 from dnnkit.config.sections import metric_nodes, task_problems
 from dnnkit.data import DataSet, Source, prepare
 from dnnkit.data.augmentation import Augmentation
@@ -22,8 +24,12 @@ from dnnkit.data.resident import Augment
 from dnnkit.data.scaling import Scaling
 from dnnkit.errors import ConfigError, DataError, PluginError, Problem
 from dnnkit.network import component
+from dnnkit.network.freezing import freezing
+from dnnkit.network.groups import Grouping
+from dnnkit.network.stochastic import dropouts
 from dnnkit.registry import REGISTRIES
 from dnnkit.training.place import Place
+from dnnkit.training.scheduling import make_schedule
 
 if TYPE_CHECKING:
     from dnnkit.module import Module
@@ -45,7 +51,7 @@ def load_data(cfg: Config, device: torch.device | None = None) -> DataSet:
     if task == "auto":
         task = REGISTRIES["model"].get(cfg.values["model"]["name"]).facts.get("task", "auto")
     stream = _streams(cfg, source, task, device or torch.device("cpu"))
-    settings = {key: values[key] for key in ("val_size", "test_size", "split", "standardize", "standardize_target")}
+    settings = {key: values[key] for key in ("val_size", "test_size", "train_size", "split", "standardize", "standardize_target")}
     data = prepare(values["name"], source, **settings, seed=cfg.values["seed"], task=task, stream=stream)
     if data.task == "classification" and data.outputs < 2:
         raise DataError(f"data={values['name']}: there is one class only, in all {len(data.train.y)} training rows: nothing to tell apart")
@@ -126,22 +132,32 @@ def monitor(cfg: Config, task: str) -> tuple[str, str]:
     key = f"val/{next(iter(metric_names(cfg, task)), 'loss')}" if chosen == "auto" else chosen
     if mode != "auto":
         return key, mode
-    name = key.removeprefix("val/")
-    rises = name in REGISTRIES["metrics"] and REGISTRIES["metrics"].get(name).facts.get("better", "higher") == "higher"
-    return key, "max" if rises else "min"
+    return key, direction(key)
 
 
 def check_monitor(cfg: Config, data: DataSet) -> None:
-    """ConfigError where the metric that chooses the best weights is not defined on this validation split, even of right answers."""
-    key, _ = monitor(cfg, data.task)
+    """ConfigError where a metric that chooses the best weights, or cuts the rate, is not defined on this validation split.
+
+    That is where it is NaN even of right answers.
+    """
     _, metrics = measures(cfg, data.task, data.target_scaling)
-    metric, target = metrics.get(key.removeprefix("val/")), data.validation.y[:]
-    if metric is None:
-        return
+    target, problems = data.validation.y[:], []
     right = target if data.task != "classification" else torch.nn.functional.one_hot(target, data.outputs).float()
-    if torch.isnan(metric(right, target)):
-        message = f"{key} is not defined on these {len(target)} validation rows (a class is absent, or a value never changes)"
-        raise ConfigError([Problem("checkpoint.monitor", message, ("checkpoint.monitor=val/loss", "data.split=stratified"))])
+    for setting, key in (("checkpoint.monitor", monitor(cfg, data.task)[0]), ("scheduler.monitor", watched(cfg.values["scheduler"]))):
+        metric = metrics.get(key.removeprefix("val/")) if key is not None else None
+        if metric is not None and torch.isnan(metric(right, target)):
+            message = f"{key} is not defined on these {len(target)} validation rows (a class is absent, or a value never changes)"
+            problems.append(Problem(setting, message, (f"{setting}=val/loss", "data.split=stratified")))
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_dropout(cfg: Config, network: nn.Module) -> None:
+    """ConfigError where Monte-Carlo dropout is asked for and there is no dropout in the network."""
+    samples = cfg.values["dropout"]["mc_samples"]
+    if samples and not dropouts(network):
+        message = f"{samples} passes would all be the same: this network has no dropout"
+        raise ConfigError([Problem("dropout.mc_samples", message, ("dropout=dropout", "dropout.mc_samples=0"))])
 
 
 def check_measures(cfg: Config, data: DataSet) -> None:
@@ -170,14 +186,36 @@ def check_augmentation(cfg: Config, data: DataSet) -> None:
 def assemble(cfg: Config, network: nn.Module, data: DataSet) -> Module:
     """The LightningModule that trains `network` as the config says."""
     from dnnkit.module import Module, Recipe, Task
+    from dnnkit.module.groups import Groups
 
     values = cfg.values
-    parts: dict[str, Any] = {
-        group: component(group, values[group]) for group in ("optimizer", "scheduler", "clipping", "regularizer", "constraint")
-    }
-    task = Task(*measures(cfg, data.task, data.target_scaling))
-    recipe = Recipe(parts["optimizer"], parts["scheduler"], parts["clipping"], parts["regularizer"], parts["constraint"], values["seed"])
-    return Module(network, task, recipe, log_every=values["trainer"]["log_every_n_steps"])
+    parts: dict[str, Any] = {group: component(group, values[group]) for group in ("optimizer", "clipping", "regularizer", "constraint")}
+    scaling = data.target_scaling
+    task = Task(*measures(cfg, data.task, scaling), values["dropout"]["mc_samples"], None if scaling is None else scaling.std)
+    recipe = Recipe(
+        parts["optimizer"],
+        make_schedule(cfg, len(data.train.y)),
+        parts["clipping"],
+        parts["regularizer"],
+        parts["constraint"],
+        values["seed"],
+        Groups(grouping(cfg, network), values["optimizer"]["lr"]),
+    )
+    return Module(network, task, recipe, values["trainer"]["log_every_n_steps"], freezing(network, values["freeze"]))
+
+
+def grouping(cfg: Config, network: nn.Module) -> Grouping:
+    """How the config divides the parameters of its network; those that are frozen for a while are by themselves."""
+    optimizer = cfg.values["optimizer"]
+    decay = (optimizer["weight_decay"] or 0.0) if has_decay(optimizer["name"]) else None
+    return Grouping(entries(optimizer), decay, freezing(network, cfg.values["freeze"]).later())
+
+
+def check_groups(cfg: Config, network: nn.Module) -> None:
+    """ConfigError for entries of `optimizer.groups` that fit no parameter of this network, or that would change nothing."""
+    problems = grouping(cfg, network).problems(network)
+    if problems:
+        raise ConfigError(problems)
 
 
 def measures(cfg: Config, task: str, target_scaling: Scaling | None) -> tuple[Measure, dict[str, Measure]]:

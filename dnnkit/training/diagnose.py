@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from rich.console import Console
 
 from dnnkit.config import Config
 from dnnkit.data import DataSet
-from dnnkit.diagnostics import MOST_SAMPLES, Condition, LayerSignal, evenly_spaced, probe, selu_conditions, selu_line, verdicts
+from dnnkit.diagnostics import MOST_SAMPLES, Condition, LayerSignal, Verdict, evenly_spaced, probe, selu_conditions, selu_line, verdicts
 from dnnkit.module import Module
 from dnnkit.record import RunFolder
 from dnnkit.record.signal import write_signal, write_verdicts
@@ -39,7 +40,7 @@ class Diagnosis:
         end = self._probe()
         self._tell("after training", end)
         write_signal(self._folder.path, {"start": self._start, "end": end})
-        found = {"start": verdicts(self._start), "end": verdicts(end), "selu": self._selu}
+        found: dict[str, Sequence[Verdict | Condition]] = {"start": verdicts(self._start), "end": verdicts(end), "selu": self._selu}
         write_verdicts(self._folder.path, found)
         return end
 

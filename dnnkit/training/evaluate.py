@@ -27,7 +27,7 @@ from dnnkit.record.journal import METRICS
 from dnnkit.training.assemble import assemble, load_data
 from dnnkit.training.callbacks import JournalLogger
 from dnnkit.training.devices import inference_device
-from dnnkit.training.finished import FinishedRun, open_run, threads_of, with_overrides
+from dnnkit.training.finished import FinishedRun, check_monte_carlo, open_run, threads_of, with_overrides
 from dnnkit.training.fit import PRECISIONS, in_precision, quiet
 
 log = logging.getLogger("dnnkit")
@@ -68,6 +68,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     *,
     split: str = "test",
+    mc_samples: int | None = None,
     checkpoint: str = "best",
     runs: str | Path = "runs",
 ) -> Evaluated:
@@ -81,32 +82,56 @@ def evaluate(
     `overrides` may change `data.…` (other files, another place) and `metrics`. Other data than the run's are a notice, not
     an error, as long as they mean the same: shape, classes, columns and the encoding of a table.
 
+    `mc_samples`: so many passes of Monte-Carlo dropout, for the metrics `mc_…`; None: as many as the run's config says.
+
     Raises CheckpointError, ConfigError, DataError.
     """
     if split not in SPLITS:
         raise ConfigError([Problem("--split", f"must be one of {', '.join(SPLITS)}, got {split!r}", nearest(split, SPLITS))])
     found = run if isinstance(run, FinishedRun) else open_run(run, checkpoint, runs=runs)
     cfg = with_overrides(found.cfg, overrides, MAY_CHANGE, "train another network with the others")
+    cfg, notices = _with_samples(found, cfg, mc_samples)
     settings = Trainer(**cfg.values["trainer"])
     with threads_of(found.folder.path, settings.threads):
-        device, notices = inference_device(settings), []
+        device = inference_device(settings)
         if settings.name in ("gpu", "ddp") and device.type == "cpu":
             notices.append("the run used a GPU and there is none here: the last digits may differ")
-        data = _fitting(found, cfg, load_data(cfg, device))
-        trained_on = fingerprint_of(found.folder.path)
+        data, trained_on = data_for(found, cfg, device), fingerprint_of(found.folder.path)
         if data.fingerprint != trained_on:
             notices.append(_other_data(data.fingerprint, trained_on))
         for notice in notices:
             log.warning("%s", notice)
-        data = _rescaled(found, cfg, data)
         rows: Split = getattr(data, split)
         values = _measure(found, cfg, settings, replace(data, test=rows), device)
     recorded = _recorded(found, split) if data.fingerprint == trained_on else {}
+    if cfg.values["dropout"] != found.cfg.values["dropout"]:
+        recorded = {name: value for name, value in recorded.items() if not name.startswith("mc_")}
     record = found.folder.record
     return Evaluated(
         found.folder.path, record.uuid, found.checkpoint.stem, found.step, split, len(rows.y), values,
         {name: recorded[name] for name in values if name in recorded}, data.fingerprint, trained_on, tuple(notices),
     )  # fmt: skip
+
+
+def _with_samples(run: FinishedRun, cfg: Config, samples: int | None) -> tuple[Config, list[str]]:
+    """The config with so many passes of Monte-Carlo dropout, and a word where the run's own cannot be made."""
+    notices, dropout = [], cfg.values["dropout"]
+    if samples is not None:
+        check_monte_carlo(run, samples, run.network())
+    elif run.state.fused and dropout["mc_samples"]:
+        samples = 0
+        notices.append("Monte-Carlo dropout is left out: fusing takes dropout as the identity")
+    if samples is None:
+        return cfg, notices
+    return Config({**cfg.values, "dropout": {**dropout, "mc_samples": samples}}, cfg.overrides), notices
+
+
+def data_for(run: FinishedRun, cfg: Config, device: torch.device) -> DataSet:
+    """The data that the config names, if they mean what the run's did, standardised with the statistics in the checkpoint.
+
+    Raises DataError, ConfigError.
+    """
+    return _rescaled(run, cfg, _fitting(run, cfg, load_data(cfg, device)))
 
 
 def fingerprint_of(run_dir: Path) -> str | None:

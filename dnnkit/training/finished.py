@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +22,14 @@ from dnnkit.config.triage import CLI, is_choice, judge_value, line, parse
 from dnnkit.data.scaling import Scaling
 from dnnkit.disk import read_json
 from dnnkit.errors import CheckpointError, ConfigError, DnnkitError, PluginError, Problem, nearest
+from dnnkit.network.stochastic import dropouts
 from dnnkit.record import RunFolder, RunRecord
 from dnnkit.record.folder import read_files
 from dnnkit.sender.mark import MARK
 
-CHECKPOINTS = ("best", "last")
+log = logging.getLogger("dnnkit")
+
+CHECKPOINTS = ("best", "last", "fused")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +59,7 @@ class FinishedRun:
 
 
 def open_run(run: str | Path, checkpoint: str = "best", *, runs: str | Path = "runs") -> FinishedRun:
-    """A run by path, name or id (see `find_run`) with its checkpoint `best` or `last`.
+    """A run by path, name or id (see `find_run`) with its checkpoint `best`, `last` or, once it was fused, `fused`.
 
     Nothing in the checkpoint is executed, and its config is validated like any other. Raises CheckpointError where there is
     no such run or checkpoint, where it is damaged, or where its config is not understood; PluginError where a plugin that
@@ -73,13 +77,24 @@ def read_run(folder: Path, checkpoint: Path) -> FinishedRun:
     if not checkpoint.exists():
         there = ", ".join(sorted(path.stem for path in (folder / "checkpoints").glob("*.ckpt"))) or "none"
         cure = f"There is: {there}." if there != "none" else "It ended before its first validation; train it again."
+        cure = f"Make it with dnnkit fuse {folder.name}." if checkpoint.name == "fused.ckpt" and there != "none" else cure
         raise CheckpointError(f"the run {folder.name} has no checkpoint {checkpoint.name}", cure)
     held = load(checkpoint)
     state = RunState.of(held, checkpoint)
     step = held.get("global_step")
     if not isinstance(step, int):
         raise CheckpointError(f"{checkpoint} does not say at which step it was saved", "Use another checkpoint of the run.")
+    if state.fused:
+        _warn_if_stale(folder, str(held.get("fused_from")), step)
     return FinishedRun(RunFolder(folder), checkpoint, state, _understood(state, checkpoint), step)
+
+
+def _warn_if_stale(folder: Path, source: str, step: int) -> None:
+    """A run that was resumed since has other weights by now."""
+    path = folder / "checkpoints" / f"{source}.ckpt"
+    now = load(path).get("global_step") if path.exists() else step
+    if now != step:
+        log.warning("fused.ckpt holds the %s weights of step %d, which are those of step %s by now: fuse the run again", source, step, now)
 
 
 def _understood(state: RunState, where: Path) -> Config:
@@ -139,6 +154,17 @@ def _no_such_run(word: str, folders: Sequence[Path], runs: Path) -> CheckpointEr
         return CheckpointError(f"there is no run {word!r}: {runs}/ holds no run", "Name the path of a run folder.")
     known = f"Did you mean {' or '.join(close)}?" if close else f"The latest of {len(folders)} in {runs}/ is {folders[-1].name}."
     return CheckpointError(f"there is no run {word!r}", known)
+
+
+def check_monte_carlo(run: FinishedRun, samples: int, network: nn.Module) -> None:
+    """ConfigError where Monte-Carlo dropout cannot be had of this network, which is the run's."""
+    if samples < 1:
+        raise ConfigError([Problem("--mc-samples", f"must be an integer at least 1, got {samples}")])
+    if run.state.fused:
+        message = "needs the network as it was trained: fusing takes dropout as the identity"
+        raise ConfigError([Problem("--mc-samples", message, ("--checkpoint best",))])
+    if not dropouts(network):
+        raise ConfigError([Problem("--mc-samples", f"{samples} passes would all be the same: the network of this run has no dropout")])
 
 
 def with_overrides(cfg: Config, words: Sequence[str], allowed: Sequence[str], why: str) -> Config:

@@ -48,6 +48,7 @@ _BESIDE_THE_POINT = (
     r".*isinstance\(treespec, LeafSpec\)",
     r".*sync_dist=True",
     r".*callbacks used to create the checkpoint need to be provided",
+    r".*in eval mode at the start of training",
 )
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
 

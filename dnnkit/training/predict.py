@@ -5,23 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnnkit.config import Trainer
+from dnnkit.data.passes import reseeding
 from dnnkit.data.tables import EncodedRows
 from dnnkit.disk import replacing
 from dnnkit.errors import ConfigError, DataError, DiskError, Problem
+from dnnkit.network.stochastic import Spread, passes
 from dnnkit.training.assemble import measures
 from dnnkit.training.devices import inference_device
 from dnnkit.training.examples import read_examples
-from dnnkit.training.finished import FinishedRun, open_run, threads_of
+from dnnkit.training.finished import FinishedRun, check_monte_carlo, open_run, threads_of
+
+T = TypeVar("T")
 
 #: As many examples at a time as when a run is tested.
 BATCH = 1000
@@ -42,6 +46,15 @@ class Predicted:
     notices: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """`raw`: logits or standardised values; `predicted`: what is told of them; `spread`: that of Monte-Carlo dropout."""
+
+    raw: Tensor
+    predicted: Tensor
+    spread: Spread | None = None
+
+
 def predict(run: FinishedRun, x: Tensor, *, batch_size: int = BATCH) -> Tensor:
     """Predictions for raw examples x `(n, *inputs)`, float64 on the CPU.
 
@@ -52,15 +65,63 @@ def predict(run: FinishedRun, x: Tensor, *, batch_size: int = BATCH) -> Tensor:
     return _in_words(run, _outputs(run, x, batch_size))
 
 
+def predict_spread(run: FinishedRun, x: Tensor, samples: int, *, batch_size: int = BATCH) -> Spread:
+    """Monte-Carlo dropout: the mean of `samples` predictions with dropout on, in the units of `predict`, and how far they are apart.
+
+    What is said of an example depends on the run's seed and on the example and its number in x, on nothing beside it. Raises
+    ConfigError for a network without dropout and for a fused one, DataError as `predict`.
+    """
+    return _spread_in_words(run, _spread(run, x, samples, batch_size))
+
+
 def _in_words(run: FinishedRun, output: Tensor) -> Tensor:
     if run.target_scaling is None:
         return output.double().softmax(1)
-    values = run.target_scaling.undo(output)
+    return _shaped(run, run.target_scaling.undo(output))
+
+
+def _spread_in_words(run: FinishedRun, found: Spread) -> Spread:
+    scaling = run.target_scaling
+    return found if scaling is None else Spread(_shaped(run, scaling.undo(found.mean)), _shaped(run, found.std * scaling.std))
+
+
+def _shaped(run: FinishedRun, values: Tensor) -> Tensor:
     return values.reshape(-1, *run.state.inputs) if run.state.task == "reconstruction" else values
+
+
+def _answers(run: FinishedRun, x: Tensor, samples: int, batch_size: int) -> _Answers:
+    if not samples:
+        raw = _outputs(run, x, batch_size)
+        return _Answers(raw, _in_words(run, raw))
+    found = _spread(run, x, samples, batch_size)
+    told = _spread_in_words(run, found)
+    return _Answers(found.mean if found.log_mean is None else found.log_mean, told.mean, told)
 
 
 def _outputs(run: FinishedRun, x: Tensor, batch_size: int) -> Tensor:
     """What the network itself gives, `(n, outputs)`, float32 or float64 on the CPU, in evaluation mode and the run's precision."""
+
+    def ask(network: nn.Module, batch: Tensor, _first: int) -> Tensor:
+        output: Tensor = network(batch)
+        return output.to("cpu", torch.float64 if batch.dtype is torch.float64 else torch.float32)
+
+    return torch.cat(_each(run, x, batch_size, ask))
+
+
+def _spread(run: FinishedRun, x: Tensor, samples: int, batch_size: int) -> Spread:
+    """Monte-Carlo dropout in the network's own units: logits or standardised values."""
+    check_monte_carlo(run, samples, run.network())
+    summary = Spread.of_logits if run.target_scaling is None else Spread.of_values
+
+    def ask(network: nn.Module, batch: Tensor, first: int) -> Spread:
+        with reseeding(run.state.seed, batch.device) as reseed:
+            return passes(network, batch, first, samples, reseed, summary)
+
+    return Spread.joined(_each(run, x, batch_size, ask))
+
+
+def _each(run: FinishedRun, x: Tensor, batch_size: int, ask: Callable[[nn.Module, Tensor, int], T]) -> list[T]:
+    """What `ask` says of every batch, standardised, given the network, the batch and the number of its first example."""
     if tuple(x.shape[1:]) != run.state.inputs or len(x) == 0:
         raise DataError(f"x must be examples of shape (n, {', '.join(map(str, run.state.inputs))}), got {tuple(x.shape)}")
     if batch_size < 1:
@@ -71,17 +132,15 @@ def _outputs(run: FinishedRun, x: Tensor, batch_size: int) -> Tensor:
         dtype = torch.float64 if str(settings.precision) == "64" else torch.float32
         network = run.network().to(device)
         mixed = torch.autocast(device.type, torch.bfloat16) if str(settings.precision) == "bf16" else nullcontext()
-        parts: list[Tensor] = []
-        for batch in torch.split(x, batch_size):
-            ready = run.scaling.apply(batch)
+        said: list[T] = []
+        for first in range(0, len(x), batch_size):
+            ready = run.scaling.apply(x[first : first + batch_size])
             if not ready.isfinite().all():
-                row = len(torch.cat(parts)) if parts else 0
-                row += int((~ready.flatten(1).isfinite()).any(1).nonzero()[0])
+                row = first + int((~ready.flatten(1).isfinite()).any(1).nonzero()[0])
                 raise DataError(f"example {row + 1} holds a value that is missing, or not finite once it is standardised")
             with mixed:
-                output = network(ready.to(device, dtype))
-            parts.append(output.to("cpu", torch.float64 if dtype is torch.float64 else torch.float32))
-        return torch.cat(parts)
+                said.append(ask(network, ready.to(device, dtype), first))
+        return said
 
 
 def predict_file(
@@ -91,6 +150,7 @@ def predict_file(
     *,
     batch_size: int = BATCH,
     overwrite: bool = False,
+    mc_samples: int = 0,
     checkpoint: str = "best",
     runs: str | Path = "runs",
 ) -> Predicted:
@@ -101,6 +161,10 @@ def predict_file(
     predicted one and a column `p_<class>` with the probability of each; for values one column by the name of each target, in
     its units. In .npz the arrays `row`, and `prediction` (class indices), `probabilities` and `classes`, or `values` with
     `targets`; a reconstruction has `values` `(n, *inputs)` and is .npz alone.
+
+    With `mc_samples` the predictions are the mean of so many passes with dropout on, and there are more columns: for classes
+    the deviation of each probability over the passes, `std_<class>`, and `entropy` and `mutual_information` in nats; for
+    values the deviation of each, `std_<target>`, in its units. In .npz the arrays `std`, `entropy`, `mutual_information`.
     Neither the data that the run was trained on nor MLflow is needed.
 
     Raises CheckpointError; DataError for a source that cannot be used; ConfigError for an output that is there already
@@ -110,13 +174,13 @@ def predict_file(
     found = run if isinstance(run, FinishedRun) else open_run(run, checkpoint, runs=runs)
     _check_output(source, target, found.state.task, overwrite)
     examples = read_examples(source, found.state)
-    raw = _outputs(found, examples.x, batch_size)
+    answers = _answers(found, examples.x, mc_samples, batch_size)
     notices = [*examples.notices, *_strange(found, examples.x)]
     if target.suffix.lower() == ".csv" and (counting := _counting(found)) != "row":
         notices.append(f"a target is called 'row': the column {counting!r} has the numbers of the rows")
-    metrics = _measured(found, examples, raw)
+    metrics = _measured(found, examples, answers.raw)
     with replacing(target) as file:
-        (_write_csv if target.suffix.lower() == ".csv" else _write_npz)(file, found, _in_words(found, raw))
+        (_write_csv if target.suffix.lower() == ".csv" else _write_npz)(file, found, answers)
     return Predicted(found.folder.path, found.checkpoint.stem, found.step, len(examples.x), target, metrics, tuple(notices))
 
 
@@ -182,25 +246,49 @@ def _counting(run: FinishedRun) -> str:
     return name
 
 
-def _write_csv(file: BinaryIO, run: FinishedRun, predicted: Tensor) -> None:
+def _write_csv(file: BinaryIO, run: FinishedRun, answers: _Answers) -> None:
     """A header and a line for each row; numbers in the fewest digits that say exactly which they are."""
+    predicted, spread = answers.predicted, answers.spread
+    more = [[] for _ in predicted] if spread is None else torch.cat(_columns(spread), 1).tolist()
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     lines = csv.writer(text, lineterminator="\n")
     if run.state.task == "classification":
         names = _classes(run)
-        lines.writerow(["row", "prediction", *(f"p_{name}" for name in names)])
+        told = [] if spread is None else [*(f"std_{name}" for name in names), "entropy", "mutual_information"]
+        lines.writerow(["row", "prediction", *(f"p_{name}" for name in names), *told])
         chosen = [names[index] for index in predicted.argmax(1).tolist()]
-        lines.writerows([row, name, *shares] for row, (name, shares) in enumerate(zip(chosen, predicted.tolist(), strict=True), 1))
+        rows = zip(chosen, predicted.tolist(), more, strict=True)
+        lines.writerows([row, name, *shares, *said] for row, (name, shares, said) in enumerate(rows, 1))
     else:
-        lines.writerow([_counting(run), *_targets(run)])
-        lines.writerows([row, *values] for row, values in enumerate(predicted.tolist(), 1))
+        lines.writerow([_counting(run), *_targets(run), *([] if spread is None else _deviations(run))])
+        lines.writerows([row, *values, *said] for row, (values, said) in enumerate(zip(predicted.tolist(), more, strict=True), 1))
     text.flush()
     text.detach()
 
 
-def _write_npz(file: BinaryIO, run: FinishedRun, predicted: Tensor) -> None:
+def _columns(spread: Spread) -> list[Tensor]:
+    """The numbers of a spread, a row for each example."""
+    more = [part[:, None] for part in (spread.entropy, spread.mutual_information) if part is not None]
+    return [spread.std, *more]
+
+
+def _deviations(run: FinishedRun) -> list[str]:
+    """The names of the columns with the deviations: `std_<target>`, and an underscore more where another column has that name."""
+    taken = {_counting(run), *_targets(run)}
+    names = []
+    for target in _targets(run):
+        name = f"std_{target}"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _write_npz(file: BinaryIO, run: FinishedRun, answers: _Answers) -> None:
     import numpy as np
 
+    predicted, spread = answers.predicted, answers.spread
     arrays: dict[str, Any] = {"row": np.arange(1, len(predicted) + 1)}
     if run.state.task == "classification":
         arrays |= {"prediction": predicted.argmax(1).numpy(), "probabilities": predicted.numpy()}
@@ -209,4 +297,7 @@ def _write_npz(file: BinaryIO, run: FinishedRun, predicted: Tensor) -> None:
         arrays["values"] = predicted.numpy()
         if run.state.task == "regression":
             arrays["targets"] = np.array(_targets(run), dtype=str)
+    if spread is not None:
+        parts = {"std": spread.std, "entropy": spread.entropy, "mutual_information": spread.mutual_information}
+        arrays |= {name: part.numpy() for name, part in parts.items() if part is not None}
     np.savez(file, **arrays)

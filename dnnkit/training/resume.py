@@ -12,10 +12,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from dnnkit.checkpoint import load
+from dnnkit.checkpoint import RunState, load
 from dnnkit.config import Config, Trainer
+from dnnkit.config.schedule import schedule_of
 from dnnkit.errors import CheckpointError, ConfigError, DataError, Problem
-from dnnkit.network import component
 from dnnkit.record import RunFolder
 from dnnkit.record.journal import cut_journals
 from dnnkit.sender.address import uri_of
@@ -86,7 +86,7 @@ def resume(
         console = console or Console(quiet=not cfg.values["trainer"]["progress_bar"])
         # The threads first: the sums of the standardisation depend on their number too.
         with threads_of(path, choose_threads(Trainer(**cfg.values["trainer"]))), Senders() as senders:
-            prepared = _as_recorded(prepare_run(cfg), point)
+            prepared = _as_recorded(prepare_run(cfg, resumed=True), point)
             sender = None if prepared.uri is None else senders.start(prepared.uri)
             with rewound(path, point.run.step, prepared.tracking.wait_s) as orphans:
                 _reopen(folder, point)
@@ -125,6 +125,7 @@ def last_epoch(path: Path) -> Point:
         if not checkpoint.exists():
             continue
         held = load(checkpoint)
+        RunState.of(held, checkpoint).check_trainable(checkpoint)
         epochs = epochs_done(held)
         if epochs is not None:
             _check_best(path)
@@ -201,9 +202,9 @@ def _describe(folder: RunFolder, run: Prepared, point: Point, orphans: Sequence[
 
 def _schedule_notice(point: Point, cfg: Config) -> list[str]:
     """A word where the schedule of the learning rate is not what it would have been: it is over the whole run."""
-    schedule, per_epoch = component("scheduler", cfg.values["scheduler"]), point.run.step // point.epochs
+    schedule, per_epoch = schedule_of(cfg.values["scheduler"]), point.run.step // point.epochs
     before, now = (per_epoch * int(values["trainer"]["max_epochs"]) for values in (point.run.cfg.values, cfg.values))
-    if schedule is None or before == now:
+    if before == now:
         return []
     if all(schedule(step, before) == schedule(step, now) for step in range(min(before, now))):
         return []

@@ -21,16 +21,31 @@ from dnnkit.config import Config, Tracking, Trainer
 from dnnkit.data import DataSet
 from dnnkit.errors import DivergedError, DnnkitError, Interrupted
 from dnnkit.network import build_network, chosen_initializers, remarks
+from dnnkit.network.freezing import freezing
+from dnnkit.network.groups import group_lines
 from dnnkit.record import RunFolder, new_run
 from dnnkit.record.identity import DnnkitStatus, Status, scrub, strip_credentials
 from dnnkit.sender import Sender, resolve_uri
-from dnnkit.training.assemble import assemble, check_augmentation, check_batches, check_measures, check_monitor, load_data
+from dnnkit.training.assemble import (
+    assemble,
+    check_augmentation,
+    check_batches,
+    check_dropout,
+    check_groups,
+    check_measures,
+    check_monitor,
+    grouping,
+    load_data,
+)
 from dnnkit.training.devices import check_world, choose_device, choose_threads
 from dnnkit.training.place import Place
+from dnnkit.training.pretraining import once
 from dnnkit.training.ranks import Ranks
+from dnnkit.training.scheduling import check_schedule
 from dnnkit.training.senders import Result, Senders
 from dnnkit.training.signals import give_signals, take_signals
 from dnnkit.training.summary import absent_classes, data_lines, layers, table
+from dnnkit.training.transfer import begin
 
 if TYPE_CHECKING:
     from dnnkit.module import Module
@@ -42,7 +57,8 @@ log = logging.getLogger("dnnkit")
 class Prepared:
     """A run that has been found possible; nothing has been made for it yet.
 
-    `uri` is where MLflow is, credentials included; `cfg` is what may be written down, without them.
+    `uri` is where MLflow is, credentials included; `cfg` is what may be written down, without them. `said`: where the
+    weights are from and which of them are frozen, in lines.
     """
 
     cfg: Config
@@ -52,6 +68,7 @@ class Prepared:
     trainer: Trainer
     tracking: Tracking
     uri: str | None
+    said: tuple[str, ...] = ()
 
 
 def build(cfg: Config) -> Module:
@@ -61,11 +78,24 @@ def build(cfg: Config) -> Module:
     loaded, because they say how many inputs and classes there are. Raises DataError, ConfigError, PluginError.
     """
     run = prepare_run(cfg)
-    return assemble(cfg, run.network, run.data)
+    return assemble(run.cfg, run.network, run.data)
 
 
-def prepare_run(cfg: Config, local_rank: int = 0) -> Prepared:
-    """Find out everything that can go wrong before a folder, a process or an MLflow run is made."""
+def prepare_run(
+    cfg: Config, local_rank: int = 0, *, pretrain: Callable[[Prepared, str], Path] | None = None, resumed: bool = False
+) -> Prepared:
+    """Find out everything that can go wrong before a folder, a process or an MLflow run is made; then the weights to begin with.
+
+    `pretrain` trains a run that this one begins with and that has not been trained yet, as `init_from` may ask for.
+    A resumed run has its weights from its checkpoint: where they were from at first plays no part.
+    """
+    run = _possible(cfg, local_rank)
+    if resumed or cfg.values["init_from"] is None:
+        return run
+    return begin(run, _possible, pretrain)
+
+
+def _possible(cfg: Config, local_rank: int = 0) -> Prepared:
     trainer, tracking = Trainer(**cfg.values["trainer"]), Tracking(**cfg.values["tracking"])
     check_world(trainer)
     device = choose_device(trainer, local_rank)
@@ -73,10 +103,16 @@ def prepare_run(cfg: Config, local_rank: int = 0) -> Prepared:
     check_measures(cfg, data)
     check_augmentation(cfg, data)
     check_monitor(cfg, data)
+    check_schedule(cfg, data)
     network = build_network({**cfg.values, "task": data.task}, data.inputs, data.outputs, cfg.values["seed"])
     check_batches(cfg, data, network)
+    check_dropout(cfg, network)
+    frozen = freezing(network, cfg.values["freeze"])
+    frozen.apply(network, epoch=1)
+    check_groups(cfg, network)
     uri = resolve_uri(tracking.uri, Path.cwd(), os.environ) if tracking.name == "mlflow" else None
-    return Prepared(_without_credentials(cfg), data, network, device, trainer, tracking, uri)
+    said = tuple(frozen.lines(trainer.max_epochs))
+    return Prepared(_without_credentials(cfg), data, network, device, trainer, tracking, uri, said)
 
 
 def _without_credentials(cfg: Config) -> Config:
@@ -100,14 +136,19 @@ def train(cfg: Config, *, senders: Senders | None = None, sweep: str | None = No
         wanted = choose_threads(Trainer(**cfg.values["trainer"]))
         if wanted is not None:
             torch.set_num_threads(wanted)
-        run = prepare_run(cfg)
         if senders is not None:
-            return _record(run, senders, sweep, console)
+            return _prepare_and_record(cfg, senders, sweep, console)
         with Senders() as own:
-            result = _record(run, own, sweep, console)
-            return own.settle(result)
+            return own.settle(_prepare_and_record(cfg, own, sweep, console))
     finally:
         torch.set_num_threads(threads)
+
+
+def _prepare_and_record(cfg: Config, senders: Senders, sweep: str | None, console: Console) -> Result:
+    def pretrain(run: Prepared, told: str) -> Path:
+        return once(run, told, lambda: _record(run, senders, None, console).run_dir, console)
+
+    return _record(prepare_run(cfg, pretrain=pretrain), senders, sweep, console)
 
 
 def _record(run: Prepared, senders: Senders, sweep: str | None, console: Console) -> Result:
@@ -176,6 +217,10 @@ def _describe(folder: RunFolder, run: Prepared, sweep: str | None) -> None:
     for decision in card.get("decisions", ()):
         log.info("data: %s", decision)
     log.info("initializers: %s", ", ".join(f"{name} for {layer}" for layer, name in chosen_initializers(run.network).items()))
+    for line in group_lines(grouping(run.cfg, run.network), run.network):
+        log.info("parameters: %s", line)
+    for line in run.said:
+        log.info("weights: %s", line)
     for layer, remark in remarks(run.network).items():
         log.info("%s: %s", layer, remark)
     for plugin in plugins.failed():
@@ -198,6 +243,10 @@ def _execute(run: Prepared, folder: RunFolder, console: Console) -> tuple[dict[s
             for line in data_lines(run.data.card):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             console.print(table(layers(run.network, run.data.inputs)))
+            for line in run.said:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            for line in group_lines(grouping(run.cfg, run.network), run.network):
+                console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
             module = assemble(run.cfg, run.network, run.data)
             place = ranks.join(run.device, run.cfg.values, run.data.fingerprint, run.network)
             _say_how(run, place, console)

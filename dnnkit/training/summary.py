@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Layer:
-    """One line of the summary. `fixed` counts frozen parameters and moving statistics; `remark` is what the model says of it."""
+    """One line of the summary. `fixed` counts frozen parameters, which `frozen` counts alone, and moving statistics.
+
+    `remark` is what the model says of it.
+    """
 
     name: str
     type: str
@@ -24,6 +27,7 @@ class Layer:
     trainable: int
     fixed: int
     remark: str = ""
+    frozen: int = 0
 
     @property
     def total(self) -> int:
@@ -64,7 +68,8 @@ def _layer(name: str, module: nn.Module, shape: tuple[int, ...]) -> Layer:
     trainable = sum(parameter.numel() for parameter in own if parameter.requires_grad)
     statistics = sum(buffer.numel() for key, buffer in module.named_buffers(recurse=False) if key != "num_batches_tracked")
     initializer, remark = (str(getattr(module, note, "")) for note in ("initializer", "remark"))
-    return Layer(name, type(module).__name__, initializer, shape, trainable, sum(p.numel() for p in own) - trainable + statistics, remark)
+    frozen = sum(p.numel() for p in own) - trainable
+    return Layer(name, type(module).__name__, initializer, shape, trainable, frozen + statistics, remark, frozen)
 
 
 #: So many decisions about a table's columns are printed; the log and the card have all.
@@ -94,13 +99,15 @@ def absent_classes(card: Mapping[str, Any]) -> list[str]:
 def table(found: list[Layer]) -> Group:
     """The summary to print: a line for each layer, the totals, and the remarks."""
     rich = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("layer", "type", "output", "initializer", "parameters", "not trained"):
-        rich.add_column(heading, justify="right" if heading in ("parameters", "not trained") else "left")
+    counts = ("parameters", "not trained", *(["frozen"] if any(layer.frozen for layer in found) else []))
+    for heading in ("layer", "type", "output", "initializer", *counts):
+        rich.add_column(heading, justify="right" if heading in counts else "left")
     for layer in found:
         shape = " × ".join(map(str, layer.shape)) or "—"
-        rich.add_row(layer.name, layer.type, shape, layer.initializer, f"{layer.total:,}", f"{layer.fixed:,}" if layer.fixed else "·")
-    total, fixed = sum(layer.total for layer in found), sum(layer.fixed for layer in found)
+        fixed = [f"{count:,}" if count else "·" for count in (layer.fixed, layer.frozen)][: len(counts) - 1]
+        rich.add_row(layer.name, layer.type, shape, layer.initializer, f"{layer.total:,}", *fixed)
+    total, not_trained, frozen = (sum(getattr(layer, part) for layer in found) for part in ("total", "fixed", "frozen"))
     rich.add_section()
-    rich.add_row("total", "", "", "", f"{total:,}", f"{fixed:,}", style="bold")
-    lines = [f"{total:,} parameters, {total - fixed:,} of them trained"]
+    rich.add_row("total", "", "", "", *(f"{count:,}" for count in (total, not_trained, frozen)[: len(counts)]), style="bold")
+    lines = [f"{total:,} parameters, {total - not_trained:,} of them trained" + (f", {frozen:,} frozen" if frozen else "")]
     return Group(rich, *(Text(line) for line in [*lines, *(f"{layer.name}: {layer.remark}" for layer in found if layer.remark)]))

@@ -15,7 +15,7 @@ def max_norm(module: nn.Module, c: Annotated[float, Gt(0)] = 3.0) -> None:
     """Bound the norm of every unit: w ← w · min(1, c / ‖w‖₂) for the incoming weights w of every unit or channel, in place.
 
     Kernels of dense and convolutional layers only; biases are not part of the norm.
-    Source: Srivastava et al. 2014, where c is 3 to 4. torch divides by ‖w‖₂ + 1e-7.
+    Source: Srivastava et al. 2014, where c is 3 to 4; Keras's default is 2. torch and Keras divide by ‖w‖₂ + 1e-7.
     """
     with torch.no_grad():
         for layer, weight in kernels(module):

@@ -8,6 +8,7 @@ from dnnkit.data import Examples, Source
 from dnnkit.data.download import obtain_files
 from dnnkit.data.files import Found, Known
 from dnnkit.data.idx import parse_idx
+from dnnkit.data.selection import only_classes
 from dnnkit.registry import data_sources
 
 _TRAIN_X, _TRAIN_Y = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -35,13 +36,16 @@ DIGITS = tuple("0123456789")
 CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 #: Where Debian's package dataset-fashion-mnist puts the files.
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+#: Indices or names of classes, in the order of their new indices; null for all.
+Classes = list[int | str] | None
 OFFLINE = "or train on data that needs no files: data=digits"
 
 
 @data_sources.register("digits")
-def digits(root: Path | None) -> Source:
+def digits(root: Path | None, classes: Classes = None) -> Source:
     """1797 handwritten digits of 8 × 8 pixels from 0 to 16, shape `(1, 8, 8)`, ten classes; bundled with scikit-learn, offline.
 
+    `classes` takes some of them alone, as the classes 0, 1, … in the order given: `data.classes=[5,6]`.
     It has no splits of its own: test and validation are taken as `data.split` says. Images, standardised by channel.
     Source: Alpaydin & Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI; the 1797 are its test part.
     """
@@ -51,32 +55,35 @@ def digits(root: Path | None) -> Source:
     bunch = load_digits()
     train = Examples(torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1), torch.from_numpy(bunch.target))
     origin = f"scikit-learn {sklearn.__version__}"
-    return Source(train, None, kind="image", classes=DIGITS, origin=origin, description="handwritten digits, 8 × 8")
+    everything = Source(train, None, kind="image", classes=DIGITS, origin=origin, description="handwritten digits, 8 × 8")
+    return only_classes(everything, classes)
 
 
 @data_sources.register("mnist")
-def mnist(root: Path | None) -> Source:
+def mnist(root: Path | None, classes: Classes = None) -> Source:
     """70,000 handwritten digits of 28 × 28 pixels from 0 to 255, shape `(1, 28, 28)`, ten classes; four IDX files.
 
     They are looked for on this machine, else downloaded (12 MB). Its own test split of 10,000 is used; validation is taken
-    from the other 60,000 as `data.split` says. Images, standardised by channel.
+    from the other 60,000 as `data.split` says. Images, standardised by channel. `classes` takes some digits alone, as the
+    classes 0, 1, … in the order given: `data.classes=[5,6]`.
     Source: LeCun, Bottou, Bengio & Haffner 1998.
     """
     found = obtain_files(root, "mnist", MNIST, MNIST_MIRRORS, cure=OFFLINE)
-    return _images(found, DIGITS, "handwritten digits, 28 × 28")
+    return only_classes(_images(found, DIGITS, "handwritten digits, 28 × 28"), classes)
 
 
 @data_sources.register("fashion_mnist")
-def fashion_mnist(root: Path | None) -> Source:
+def fashion_mnist(root: Path | None, classes: Classes = None) -> Source:
     """70,000 pictures of clothes, 28 × 28 pixels from 0 to 255, shape `(1, 28, 28)`, ten classes; four IDX files.
 
     They are looked for on this machine, else downloaded (31 MB). Its own test split of 10,000 is used; validation is taken
-    from the other 60,000 as `data.split` says. Images, standardised by channel.
+    from the other 60,000 as `data.split` says. Images, standardised by channel. `classes` takes some kinds of clothes alone,
+    by index or name, as the classes 0, 1, … in the order given: `data.classes=[sandal,shirt]`.
     Source: Xiao, Rasul & Vollgraf 2017.
     """
     cure = f"or, on Debian and Ubuntu: apt install dataset-fashion-mnist\n  {OFFLINE}"
     found = obtain_files(root, "fashion_mnist", FASHION_MNIST, FASHION_MIRRORS, system=(DEBIAN,), cure=cure)
-    return _images(found, CLOTHES, "pictures of clothes, 28 × 28")
+    return only_classes(_images(found, CLOTHES, "pictures of clothes, 28 × 28"), classes)
 
 
 def _images(found: Found, classes: tuple[str, ...], description: str) -> Source:

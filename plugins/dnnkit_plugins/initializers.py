@@ -5,10 +5,11 @@ The weight has shape `(out, in)` or `(out, in, *kernel)`, of any floating dtype,
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from dnnkit.registry import initializers
@@ -33,17 +34,12 @@ def variance_scaling(
     Source: He et al. 2015, eq. 10, and Glorot & Bengio 2010, eq. 16, are cases of it; defaults as in Keras.
     """
     std = math.sqrt(scale / _fan(weight, mode))
-    # The law needs more digits than the 16-bit types have.
-    draft = weight if weight.dtype in (torch.float32, torch.float64) else torch.empty_like(weight, dtype=torch.float32)
-    with torch.no_grad():
-        if distribution == "uniform":
-            draft.uniform_(-math.sqrt(3) * std, math.sqrt(3) * std)
-        elif distribution == "normal":
-            draft.normal_(0, std)
-        else:
-            wide = std / TRUNCATED_STD
-            torch.nn.init.trunc_normal_(draft, 0, wide, -2 * wide, 2 * wide)
-        return weight if draft is weight else weight.copy_(draft)
+    if distribution == "uniform":
+        return uniform(weight, math.sqrt(3) * std)
+    if distribution == "normal":
+        return normal(weight, std)
+    wide = std / TRUNCATED_STD
+    return _drawn(weight, lambda draft: torch.nn.init.trunc_normal_(draft, 0, wide, -2 * wide, 2 * wide))
 
 
 @initializers.register("glorot_normal")
@@ -99,6 +95,64 @@ def lecun_uniform(weight: Tensor) -> Tensor:
     Source: LeCun, Bottou, Orr & Müller 1998, section 4.6, for the variance; the uniform law is Keras's.
     """
     return variance_scaling(weight, 1.0, "fan_in", "uniform")
+
+
+@initializers.register("normal")
+def normal(weight: Tensor, std: Annotated[float, Ge(0)] = 1.0) -> Tensor:
+    """N(0, std²), whatever the size of the layer.
+
+    With the default, torch's, a unit's input has the variance of its fan_in, so sigmoid and tanh units saturate at once.
+    Keras's RandomNormal has std=0.05.
+    """
+    return _drawn(weight, lambda draft: draft.normal_(0, std))
+
+
+@initializers.register("uniform")
+def uniform(weight: Tensor, limit: Annotated[float, Ge(0)] = 0.05) -> Tensor:
+    """U(−limit, limit), of deviation limit / √3, whatever the size of the layer.
+
+    The default is that of Keras's RandomUniform; torch's `uniform_` is U(0, 1) by default, which has a mean.
+    """
+    return _drawn(weight, lambda draft: draft.uniform_(-limit, limit))
+
+
+@initializers.register("orthogonal")
+def orthogonal(weight: Tensor, gain: Annotated[float, Gt(0)] = 1.0) -> Tensor:
+    """A random matrix of orthonormal rows or columns, whichever are fewer, uniform over all such, times gain.
+
+    A square layer keeps the length of every vector, times gain. A convolution is flattened to `(out, in · kernel area)`; Keras
+    flattens to `(kernel area · in, out)`, which is the same law. The fans play no part: a weight has variance
+    gain² / max(out, in · kernel area).
+    Source: Saxe, McClelland & Ganguli 2014. torch's and Keras's default gain.
+    """
+    _fan(weight, "fan_in")
+    return _drawn(weight, lambda draft: torch.nn.init.orthogonal_(draft, gain))
+
+
+@initializers.register("zeros")
+def zeros(weight: Tensor) -> Tensor:
+    """Every weight 0: for a network of one layer, whose loss is convex.
+
+    In a deeper one the units of a layer stay equal to each other, and behind an activation with f(0) = 0 no weight learns.
+    """
+    return constant(weight, 0.0)
+
+
+@initializers.register("constant")
+def constant(weight: Tensor, value: float = 0.0) -> Tensor:
+    """Every weight `value`. The units of a layer stay equal to each other for ever, because their gradients are equal.
+
+    The default is that of Keras's Constant; torch's `constant_` has none.
+    """
+    return _drawn(weight, lambda draft: draft.fill_(value))
+
+
+def _drawn(weight: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    """The weight, filled in place; in float32 first where it is of a 16-bit type, which has too few digits for a law."""
+    draft = weight if weight.dtype in (torch.float32, torch.float64) else torch.empty_like(weight, dtype=torch.float32)
+    with torch.no_grad():
+        draw(draft)
+        return weight if draft is weight else weight.copy_(draft)
 
 
 def _fan(weight: Tensor, mode: str) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dnnkit.errors import ConfigError, Problem
 from dnnkit.network import Parts
 from dnnkit.registry import models
-from dnnkit.schema import Check
+from dnnkit.schema import Check, Count
 from dnnkit_plugins import layer_list
 
 Width = layer_list.Width
@@ -27,14 +27,16 @@ def mlp(
     outputs: int,
     parts: Parts,
     hidden: list[Width] = [300, 100],  # noqa: B006 (a config node holds lists; never written to)
+    repeat: Count = 1,
 ) -> nn.Module:
     """Dense layers of the widths `hidden`, then one of `outputs` units: `(batch, *inputs)` to `(batch, outputs)`.
 
+    The whole list is laid out `repeat` times: hidden=[100] repeat=100 is a hundred layers of a hundred units.
     Every hidden layer has the chosen normalization, activation and dropout; the last has none of them. An empty list is
     linear (softmax) regression.
     Source: Rumelhart, Hinton & Williams 1986.
     """
-    return _stack(_dense_layers(inputs, outputs, parts, hidden))
+    return _stack(_dense_layers(inputs, outputs, parts, hidden * repeat))
 
 
 @models.register("cnn")

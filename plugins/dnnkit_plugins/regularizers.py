@@ -30,3 +30,13 @@ def l2(module: nn.Module, factor: Annotated[float, Ge(0)] = 0.01) -> Tensor:
     Source: Krogh & Hertz 1992, eq. 1, whose λ/2 is written as factor.
     """
     return factor * sum((weight.square().sum() for _, weight in kernels(module)), torch.zeros(()))
+
+
+@regularizers.register("l1_l2")
+def l1_l2(module: nn.Module, l1: Annotated[float, Ge(0)] = 0.01, l2: Annotated[float, Ge(0)] = 0.01) -> Tensor:
+    """The elastic net: l1 · Σ|w| + l2 · Σw² over kernels, a scalar. Keras's definition, where both are 0 by default.
+
+    Source: Zou & Hastie 2005, section 2, the "naïve" elastic net.
+    """
+    weights = [weight for _, weight in kernels(module)]
+    return sum((l1 * weight.abs().sum() + l2 * weight.square().sum() for weight in weights), torch.zeros(()))

@@ -1,0 +1,79 @@
+"""Monte-Carlo dropout in a test pass: what many passes with dropout on say together, and how far they are apart."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dnnkit.data.loaders import EVALUATION_BATCH
+from dnnkit.data.passes import reseeding
+from dnnkit.data.resident import Minibatch, share
+from dnnkit.module.gather import gather_batches, several
+from dnnkit.module.task import Task
+from dnnkit.network.stochastic import Spread, passes
+
+log = logging.getLogger("dnnkit")
+
+
+class MonteCarlo:
+    """Keeps, for every example of a test pass, the mean over `task.mc_samples` passes with dropout on, and its deviation.
+
+    Beside the examples' numbers it depends on `seed` alone: on any number of devices the values are those of one.
+    """
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self._task, self._seed = task, seed
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget a pass that was broken off."""
+        self._means: list[Tensor] = []
+        self._spreads: list[Tensor] = []
+
+    def keep(self, net: nn.Module, batch: Minibatch, index: int, outputs: int, rank: int, world: int) -> None:
+        """Ask about minibatch `index` of the evaluation, or about this rank's share of it, which may be empty."""
+        x, y = batch[0], batch[1]
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        if len(x) == 0:
+            empty = x.new_zeros(0, outputs, dtype=wide)
+            self._means.append(empty)
+            self._spreads.append(empty[:, 0] if self._task.target_std is None else empty)
+            return
+        whole = len(y) if len(batch) == 2 else round(len(y) * world / batch[2])
+        first = index * EVALUATION_BATCH + share(whole, rank, world).start
+        summary = Spread.of_logits if self._task.target_std is None else Spread.of_values
+        with reseeding(self._seed, x.device) as reseed:
+            found = passes(net, x, first, self._task.mc_samples, reseed, summary)
+        self._means.append((found.mean if found.log_mean is None else found.log_mean).to(x.device, wide))
+        self._spreads.append((found.std if found.log_mean is None else _of_predicted(found)).to(x.device, wide))
+
+    def values(self, target: Tensor) -> dict[str, float]:
+        """What is measured of the mean prediction, `mc_loss` and `mc_<metric>`, and the mean deviations; what is not defined is left out.
+
+        Of classes: `mc_std_right` and `mc_std_wrong`, the mean over the examples that the mean prediction gets right, or
+        wrong, of the deviation of the predicted class's probability. Of values: `mc_std`, over examples and values, in the
+        target's units.
+        """
+        means, spreads = (gather_batches(part) if several() else part for part in (self._means, self._spreads))
+        mean, spread = torch.cat(means), torch.cat(spreads)
+        self.clear()
+        given = mean.to(target.dtype) if target.is_floating_point() else mean
+        measured = {"loss": self._task.loss, **self._task.metrics}
+        found = {f"mc_{name}": float(measure(given, target)) for name, measure in measured.items()}
+        if self._task.target_std is not None:
+            found["mc_std"] = float((spread * self._task.target_std.to(spread.device, spread.dtype)).mean())
+        else:
+            right = mean.argmax(1) == target
+            found |= {"mc_std_right": float(spread[right].mean()), "mc_std_wrong": float(spread[~right].mean())}
+        undefined = [name for name, value in found.items() if math.isnan(value)]
+        if undefined:
+            log.warning("not defined here, and left out of the record: %s", ", ".join(undefined))
+        return {name: value for name, value in found.items() if name not in undefined}
+
+
+def _of_predicted(found: Spread) -> Tensor:
+    """The deviation of the probability of the class with the greatest mean, `(n,)`."""
+    return found.std.gather(1, found.mean.argmax(1, keepdim=True)).squeeze(1)

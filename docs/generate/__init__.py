@@ -1,0 +1,1 @@
+"""`python -m docs.generate` writes the pages that are read off the code: docs/catalogue.md with its figures."""

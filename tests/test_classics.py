@@ -1,0 +1,173 @@
+"""The textbook's experiments on real Fashion-MNIST: each learns, and shows the effect that it is named for.
+
+One seed and few epochs; every run that several tests need is trained once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dnnkit
+from dnnkit.config import Composer
+from dnnkit.data import DataSet, Split
+from dnnkit.training.assemble import load_data
+
+pytestmark = pytest.mark.slow
+
+Runs = Callable[..., dnnkit.Result]
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamax", "nadam", "adamw")
+SCHEDULES = (
+    "constant", "power", "exponential", "step", "multi_step", "piecewise", "performance", "cosine", "cosine_restarts", "linear_warmup",
+    "warmup_cosine", "polynomial", "one_cycle",
+)  # fmt: skip
+CLASSICS = (
+    "selu_100", "selu_100_raw", "relu_100", "no_bn", "bn_before", "bn_after", "plain", "l2", "dropout", "alpha_dropout", "alpha_dropout_mc",
+    "max_norm", *(f"optimizer_{name}" for name in OPTIMIZERS), *(f"schedule_{name}" for name in SCHEDULES),
+)  # fmt: skip
+COMPOSER = Composer()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Trains `fashion/NAME` with some overrides, once for all tests."""
+    root = os.environ.get("DNNKIT_DATA")
+    if not root:
+        pytest.skip("DNNKIT_DATA is not set: no real data sets here")
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("classics"))
+
+    @cache
+    def run(name: str, *overrides: str) -> dnnkit.Result:
+        quiet = ("tracking=none", "trainer.progress_bar=false", "trainer.threads=1")
+        return dnnkit.train(COMPOSER.one([f"+experiment=fashion/{name}", *overrides, *quiet]))
+
+    yield run
+    os.chdir(before)
+
+
+@cache
+def data(standardize: str = "channel") -> DataSet:
+    return load_data(COMPOSER.one(["data=fashion_last_5000", f"data.standardize={standardize}"]))
+
+
+def accuracy(net: nn.Module, split: Split) -> float:
+    """Of the weights that training ended with, dropout off."""
+    with torch.no_grad():
+        right = [net.eval()(x).argmax(1) == y for x, y in zip(split.x.split(1000), split.y.split(1000), strict=True)]
+    return float(torch.cat(right).float().mean())
+
+
+def gap(result: dnnkit.Result) -> float:
+    """How much better the network is on what it was trained on than on what it has not seen."""
+    return accuracy(result.module.net, data().train) - accuracy(result.module.net, data().validation)
+
+
+def kernels(result: dnnkit.Result) -> list[torch.Tensor]:
+    return [layer.weight.detach() for layer in result.module.net.modules() if isinstance(layer, nn.Linear)]
+
+
+def parameters(result: dnnkit.Result, kind: type[nn.Module]) -> list[Any]:
+    return [module for module in result.module.net.modules() if isinstance(module, kind)]
+
+
+def test_all_experiments_see_the_same_images_validation_the_last_5000() -> None:
+    for name in CLASSICS:
+        node = COMPOSER.one([f"+experiment=fashion/{name}"]).values["data"]
+        assert (node["name"], node["val_size"], node["split"], node["batch_size"]) == ("fashion_mnist", 5000, "tail", 32), name
+
+
+# A hundred layers
+
+
+def test_selu_learns_through_a_hundred_layers(runs: Runs) -> None:
+    assert runs("selu_100").metrics["test/acc"] > 0.45
+    assert len(parameters(runs("selu_100"), nn.Linear)) == 101
+
+
+def test_selu_through_a_hundred_layers_is_worse_on_raw_inputs(runs: Runs) -> None:
+    standardised, raw = (runs(name).metrics for name in ("selu_100", "selu_100_raw"))
+    assert raw["test/acc"] < standardised["test/acc"] - 0.1
+    assert raw["test/loss"] > standardised["test/loss"]
+
+
+def test_relu_through_a_hundred_layers_is_worse_than_selu(runs: Runs) -> None:
+    assert runs("relu_100").metrics["test/acc"] < runs("selu_100").metrics["test/acc"] - 0.1
+
+
+# Batch normalization
+
+
+@pytest.mark.parametrize("name", ["bn_before", "bn_after"])
+def test_batch_normalization_is_ahead_of_none_after_the_same_epochs(runs: Runs, name: str) -> None:
+    with_it, without = runs(name).metrics, runs("no_bn").metrics
+    assert with_it["val/loss"] < without["val/loss"]
+    assert with_it["test/acc"] > without["test/acc"]
+
+
+# Optimizers and schedules
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns_at_the_rate_of_a_thousandth(runs: Runs, name: str) -> None:
+    result = runs(f"optimizer_{name}")
+    assert COMPOSER.one([f"+experiment=fashion/optimizer_{name}"]).values["optimizer"]["lr"] == 0.001
+    assert result.metrics["test/acc"] > 0.4
+    assert result.metrics["lr"] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS[1:])
+def test_every_other_optimizer_is_ahead_of_plain_gradient_descent(runs: Runs, name: str) -> None:
+    assert runs(f"optimizer_{name}").metrics["val/loss"] < runs("optimizer_sgd").metrics["val/loss"]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_learns(runs: Runs, name: str) -> None:
+    assert runs(f"schedule_{name}").metrics["test/acc"] > 0.75
+
+
+def test_1cycle_beats_a_constant_rate_at_equal_epochs(runs: Runs) -> None:
+    cycle, constant = runs("schedule_one_cycle").metrics, runs("schedule_constant").metrics
+    assert cycle["val/loss"] < constant["val/loss"]
+    assert cycle["test/acc"] > constant["test/acc"]
+
+
+# Regularization
+
+
+def test_an_l2_penalty_makes_the_weights_smaller(runs: Runs) -> None:
+    small, plain = (sum(float(weight.square().sum()) for weight in kernels(runs(name))) for name in ("l2", "plain"))
+    assert small < plain / 2
+    assert runs("l2").metrics["test/acc"] > 0.8
+
+
+def test_dropout_narrows_the_gap_between_training_and_validation(runs: Runs) -> None:
+    assert gap(runs("dropout")) < gap(runs("plain")) - 0.002
+    assert runs("dropout").metrics["test/acc"] > 0.85
+
+
+def test_max_norm_keeps_every_units_norm_within_its_bound(runs: Runs) -> None:
+    norms = torch.cat([weight.norm(dim=1) for weight in kernels(runs("max_norm"))])
+    assert float(norms.max()) <= 1 + 1e-5
+    free = torch.cat([weight.norm(dim=1) for weight in kernels(runs("max_norm", "constraint=none"))])
+    assert float(free.max()) > 1.2
+    assert runs("max_norm").metrics["test/acc"] > 0.75
+
+
+def test_alpha_dropout_learns_with_and_without_monte_carlo_alike(runs: Runs) -> None:
+    plain, asked = runs("alpha_dropout").metrics, runs("alpha_dropout_mc").metrics
+    assert plain["test/acc"] > 0.8
+    assert asked["test/acc"] == plain["test/acc"]
+
+
+def test_monte_carlo_passes_are_further_apart_where_they_are_wrong(runs: Runs) -> None:
+    metrics = runs("alpha_dropout_mc").metrics
+    assert metrics["test/mc_std_wrong"] > 1.5 * metrics["test/mc_std_right"] > 0
+    assert metrics["test/mc_acc"] > 0.8
