@@ -84,7 +84,9 @@ class ConfigError(DnnkitError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''} in the config"
+        options = bool(self.problems) and all(problem.where.startswith("--") for problem in self.problems)
+        place = "on the command line" if options else "in the config"
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''} {place}"
         super().__init__("\n".join([f"{count}:", *(f"  - {problem}" for problem in self.problems)]))
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[Problem, ...]]]:

@@ -37,6 +37,15 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs save empty pictures and list no packages, which is most of the time of a run of a few steps."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: path.touch())
+    monkeypatch.setattr("dnnkit.record.folder.packages", str)
+
+
+@pytest.fixture
 def data_root() -> Path:
     """The folder with real data sets that DNNKIT_DATA names; a test that asks for it is skipped where there is none."""
     root = os.environ.get("DNNKIT_DATA")

@@ -18,6 +18,7 @@ from torch import nn
 import dnnkit
 from dnnkit.config import Composer
 from dnnkit.data import DataSet, Split
+from dnnkit.record import read_journal
 from dnnkit.training.assemble import load_data
 
 pytestmark = pytest.mark.slow
@@ -32,6 +33,7 @@ CLASSICS = (
     "selu_100", "selu_100_raw", "relu_100", "no_bn", "bn_before", "bn_after", "plain", "l2", "dropout", "alpha_dropout", "alpha_dropout_mc",
     "max_norm", *(f"optimizer_{name}" for name in OPTIMIZERS), *(f"schedule_{name}" for name in SCHEDULES),
 )  # fmt: skip
+EARLY = "trainer.limit_train_batches=400"
 COMPOSER = Composer()
 
 
@@ -88,18 +90,18 @@ def test_all_experiments_see_the_same_images_validation_the_last_5000() -> None:
 
 
 def test_selu_learns_through_a_hundred_layers(runs: Runs) -> None:
-    assert runs("selu_100").metrics["test/acc"] > 0.45
-    assert len(parameters(runs("selu_100"), nn.Linear)) == 101
+    assert runs("selu_100", EARLY).metrics["test/acc"] > 0.45
+    assert len(parameters(runs("selu_100", EARLY), nn.Linear)) == 101
 
 
 def test_selu_through_a_hundred_layers_is_worse_on_raw_inputs(runs: Runs) -> None:
-    standardised, raw = (runs(name).metrics for name in ("selu_100", "selu_100_raw"))
+    standardised, raw = (runs(name, EARLY).metrics for name in ("selu_100", "selu_100_raw"))
     assert raw["test/acc"] < standardised["test/acc"] - 0.1
     assert raw["test/loss"] > standardised["test/loss"]
 
 
 def test_relu_through_a_hundred_layers_is_worse_than_selu(runs: Runs) -> None:
-    assert runs("relu_100").metrics["test/acc"] < runs("selu_100").metrics["test/acc"] - 0.1
+    assert runs("relu_100", EARLY).metrics["test/acc"] < runs("selu_100", EARLY).metrics["test/acc"] - 0.1
 
 
 # Batch normalization
@@ -131,6 +133,14 @@ def test_every_other_optimizer_is_ahead_of_plain_gradient_descent(runs: Runs, na
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_learns(runs: Runs, name: str) -> None:
     assert runs(f"schedule_{name}").metrics["test/acc"] > 0.75
+
+
+def test_performance_scheduling_cuts_the_rate_below_its_peak(runs: Runs) -> None:
+    peak = COMPOSER.one(["+experiment=fashion/schedule_performance"]).values["optimizer"]["lr"]
+    written = read_journal(runs("schedule_performance").run_dir / "metrics.jsonl")
+    rates = [row.value for row in written if row.key == "lr"]
+    assert rates[0] == peak == 0.02
+    assert rates[-1] <= peak / 2
 
 
 def test_1cycle_beats_a_constant_rate_at_equal_epochs(runs: Runs) -> None:

@@ -159,8 +159,46 @@ def test_a_wrong_command_ends_with_2_and_a_hint_and_nothing_is_made(
 def test_check_says_that_a_valid_config_is_valid_and_makes_nothing(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     right = ([], ["+experiment=selu_mnist", "seed=3"], ["-m", "activation=relu,selu"], ["+sweeps=lr", "seed=1,2"])
     for words in right:
-        assert told(capsys, "check", *words) == "the config is valid\n"
+        assert told(capsys, "check", *words).startswith("the config is valid")
+    assert told(capsys, "check") == "the config is valid\n"
     assert list(workdir.iterdir()) == []
+
+
+def test_check_says_what_it_could_not_find_out_without_the_data(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    valid = "the config is valid as far as can be told without the data: "
+    absent = told(capsys, "check", "data=mnist", f"data.root={workdir}")
+    assert absent == f"{valid}data=mnist would have to be downloaded\n"
+    assert told(capsys, "check", "-m", "seed=1,2") == f"{valid}the jobs of a sweep are checked without loading any\n"
+    assert "there is no file" in told(capsys, "check", "data=csv", "data.path=x.csv", "data.target=y", code=4)
+    assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optimizer.groups=[{match: zz, lr_scale: 0.1}]", "optimizer.groups[0].match: 'zz' fits no parameter"),
+        ("freeze=[zz]", "freeze[0]: 'zz' names no layer"),
+        ("scheduler.warmup_steps=100000", "scheduler.warmup_steps: must be less than the 820 optimizer steps"),
+    ],
+)
+def test_check_finds_what_only_the_network_or_the_data_can_tell(
+    override: str, says: str, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in told(capsys, "check", "tracking=none", override, code=2)
+    assert list(workdir.iterdir()) == []
+
+
+def test_a_pretraining_is_checked_and_not_trained(workdir: Path, data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["+experiment=fashion/greedy_autoencoder", f"data.root={data_root}"]
+    assert told(capsys, "check", *words) == "the config is valid\n"
+    assert list(workdir.iterdir()) == []
+
+
+def test_the_name_of_a_folder_is_answered_with_some_of_what_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "check", "+experiment=fashion", code=2)
+    assert "fashion is a folder of experiments, of which one is chosen: fashion/alpha_dropout, " in text
+    assert " more (dnnkit list experiment)" in text
+    assert "there is no experiment" not in text
 
 
 def test_cfg_prints_the_composed_config_and_makes_nothing(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

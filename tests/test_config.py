@@ -195,7 +195,7 @@ MISTAKES = [
     ("metrics=[[acc]]", ["got ['acc']"], ""),
     ("metrics.top_k.k=3", ["metrics=[acc,{name: top_k, k: 3}]"], ""),
     ("+metrics.top_k.k=3", ["metrics=[acc,{name: top_k, k: 3}]"], ""),
-    ("checkpoint.monitor=val/f1", ["are measured, not val/f1", "metrics=[f1]"], ""),
+    ("checkpoint.monitor=val/f1", ["may be measured, not val/f1", "metrics=[f1]"], ""),
     ("model.hidden={dense: 3}", ["must be a list, in square brackets"], "model.hidden=[{dense: 3}]"),
     ("model.hidden=[10000000000]", ["at most 1000000, got [10000000000]"], ""),
     ("tracking.uri=,", ["in quotes inside quotes: \"tracking.uri=','\""], ""),
@@ -304,7 +304,8 @@ def test_only_what_is_measured_can_be_monitored(words: list[str], allowed: set[s
 
 
 NOT_FOR_THE_DATA = [
-    (["data=iris", "checkpoint.monitor=val/mse"], "metrics=[acc,mse]"),
+    (["data=iris", "checkpoint.monitor=val/f1"], "metrics=[f1]"),
+    (["data=iris", "checkpoint.monitor=val/mse"], "regression, the task is classification"),
     (["data=iris", "augmentation=flip"], "flip needs images"),
     (["data=iris", "augmentation=shift"], "shift needs images"),
     (["augmentation=shift", "augmentation.pixels=8"], "less than the sides of the images, 8 × 8, got 8"),

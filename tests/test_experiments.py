@@ -24,6 +24,7 @@ FOLDER = shipped("conf") / "experiment"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
 #: Those in folders are trained by tests of their own: the rows of the notes, the classics.
 TRAINED = [name for name in EXPERIMENTS if "/" not in name]
+IMAGES = ("mnist", "fashion_mnist")
 FEW = (
     "tracking=none",
     "trainer.progress_bar=false",
@@ -39,7 +40,7 @@ COMPONENTS = [(group, name) for group in PARTS for name in REGISTRIES[group].nam
 
 
 def assert_trains(*overrides: str) -> dnnkit.Result:
-    result = dnnkit.train(dnnkit.compose([*overrides, *FEW]))
+    result = dnnkit.train(COMPOSER.one([*overrides, *FEW]))
     rows = read_journal(result.run_dir / "metrics.jsonl")
     assert rows[-1].step == 6
     assert all(math.isfinite(row.value) for row in rows)
@@ -158,20 +159,33 @@ def test_a_pattern_stands_for_the_experiments_of_a_folder() -> None:
     assert set(override.sweep_string_iterator()) == {name for name in EXPERIMENTS if name.startswith("note_003/")}
 
 
+def test_an_experiment_trains_and_is_recorded_under_its_name(workdir: Path) -> None:
+    run = assert_trains("+experiment=selu_digits").run_dir
+    assert run.name.split("_", 2)[2].startswith("selu_digits")
+    assert all(picture.stat().st_size > 1000 for picture in (run / "figures").glob("*.png"))
+
+
+@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_experiment_trains_on_the_bundled_data(workdir: Path, name: str) -> None:
-    assert assert_trains(f"+experiment={name}", "data=digits", "data.val_size=100").run_dir.name.split("_", 2)[2].startswith(name)
+    bundled = COMPOSER.one([f"+experiment={name}"]).values["data"]["name"] not in IMAGES
+    assert_trains(f"+experiment={name}", *([] if bundled else ["data=digits", "data.val_size=100"]))
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("unrecorded", "data_root")
 @pytest.mark.parametrize("name", TRAINED)
-def test_every_experiment_trains_on_its_own_data(workdir: Path, data_root: Path, name: str) -> None:
+def test_every_experiment_trains_on_its_own_images(workdir: Path, name: str) -> None:
+    if COMPOSER.one([f"+experiment={name}"]).values["data"]["name"] not in IMAGES:
+        pytest.skip("has bundled data, on which it is trained already")
     assert_trains(f"+experiment={name}")
 
 
+@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize(("group", "name"), COMPONENTS)
 def test_every_component_trains_in_its_place(workdir: Path, group: str, name: str) -> None:
     classes = "classification" in REGISTRIES[group].get(name).facts.get("tasks", ["classification"])
-    chosen = [f"{group}={name}", f"data={'digits' if classes else 'diabetes'}"]
-    before = dnnkit.build(dnnkit.compose(chosen))
-    after = assert_trains(*chosen, "optimizer.lr=0.01").module
+    chosen = [f"{group}={name}", f"data={'digits' if classes else 'diabetes'}", "optimizer.lr=0.01"]
+    before = dnnkit.build(COMPOSER.one(chosen))
+    after = assert_trains(*chosen).module
     assert any(not mine.equal(theirs) for mine, theirs in zip(before.parameters(), after.parameters(), strict=True))

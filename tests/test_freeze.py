@@ -329,6 +329,7 @@ def test_the_terminal_and_the_log_say_what_is_frozen_and_for_how_long(workdir: P
     assert "frozen until epoch 2, which is after the last of 1: 01_dense" in (late.run_dir / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_two_devices_unfreeze_as_one_device_does(workdir: Path) -> None:
     words = (
         *("tracking=none", "trainer.precision=64", "trainer.max_epochs=3", "trainer.limit_train_batches=6", "model.hidden=[12,8]"),

@@ -30,6 +30,7 @@ from dnnkit.loop import use_chunks
 from dnnkit.module import Module, Recipe, Task
 from dnnkit.module.groups import Groups
 from dnnkit.network import build_network
+from dnnkit.network.freezing import freezing
 from dnnkit.network.groups import Grouping, group_lines
 from dnnkit.record import read_journal
 from dnnkit.registry import REGISTRIES, models, optimizers
@@ -524,13 +525,45 @@ def test_a_run_says_its_groups_in_the_log_and_in_the_terminal(grouped: tuple[Pat
         "rate × 0.5, weight decay 0.01: 1 weight (02_dense)",
         "rate × 0.5, no weight decay: 1 bias (02_dense)",
         "not clipped: 1 weight (00_dense)",
-        "clipped as configured, together: 1 weight, 2 biases (00_dense, 01_dense)",
+        "not clipped: 1 weight, 2 biases (00_dense, 01_dense)",
         "clipped by themselves by norm (max_norm 1.0): 1 weight, 1 bias (02_dense)",
     ]
     run, printed = grouped
     assert [line for line in printed if line in expected] == expected
     logged = [line.partition("parameters: ")[2] for line in (run / "run.log").read_text().splitlines() if "parameters: " in line]
     assert logged == expected
+
+
+def test_what_no_entry_clips_is_clipped_as_the_config_says() -> None:
+    grouping, net = Grouping([entry(match="output", clipping=NORM)]), network_of("model.hidden=[3]")
+    rest, _ = group_lines(grouping, net, clips=True)
+    assert rest == "clipped as configured, together: 1 weight, 1 bias (00_dense)"
+    rest, _ = group_lines(grouping, net, clips=False)
+    assert rest == "not clipped: 1 weight, 1 bias (00_dense)"
+
+
+def test_a_decay_that_all_groups_share_is_told_where_it_is_not_the_optimizers() -> None:
+    net = network_of("model.hidden=[3]")
+    both = [entry(0, match="weight", weight_decay=0.1), entry(1, match="bias", weight_decay=0.1)]
+    assert group_lines(Grouping(both, 0.01), net) == ["weight decay 0.1: 2 weights, 2 biases (00_dense, 01_dense)"]
+    assert group_lines(Grouping([entry(match="*", lr_scale=2.0)], 0.0), net) == ["rate × 2: 2 weights, 2 biases (00_dense, 01_dense)"]
+
+
+def test_an_entry_for_frozen_parameters_alone_is_refused_unless_they_are_trained_later() -> None:
+    words = ("model.hidden=[4,3]", "optimizer.groups=[{match: 00_*, lr_scale: 0.5}]")
+
+    def check(freeze: str, *more: str) -> None:
+        cfg = compose([*words, f"freeze={freeze}", *more])
+        net = network_of("model.hidden=[4,3]")
+        freezing(net, cfg.values["freeze"]).apply(net, epoch=1)
+        check_groups(cfg, net)
+
+    with pytest.raises(ConfigError, match=r"optimizer\.groups\[0\]: match 00_\* fits only frozen parameters \(freeze\)"):
+        check("[00_*]")
+    check("[{match: 00_*, until: 3}]")
+    check("[00_dense.bias]")
+    with pytest.raises(ConfigError, match=r"\[1\]: match 0\[01\]_\* fits only parameters that optimizer\.groups\[0\] took"):
+        check("[01_*]", 'optimizer.groups=[{match: 00_*, lr_scale: 0.5},{match: "0[01]_*", lr_scale: 2}]')
 
 
 def test_parameters_that_are_all_treated_alike_are_not_told_of() -> None:

@@ -96,6 +96,14 @@ def test_entropy_and_mutual_information_are_those_of_the_definition() -> None:
     assert float(found.entropy[2]) == pytest.approx(math.log(3))
 
 
+def test_what_is_not_a_number_is_not_taken_for_certainty() -> None:
+    found = Spread.of_logits(torch.full((3, 2, 4), torch.nan))
+    assert found.entropy is not None
+    assert found.mutual_information is not None
+    assert found.entropy.isnan().all()
+    assert found.mutual_information.isnan().all()
+
+
 def test_a_probability_of_zero_is_no_trouble() -> None:
     found = Spread.of_logits(torch.tensor([[[2000.0, 0.0]], [[2000.0, 0.0]]]))
     assert found.entropy is not None

@@ -21,6 +21,7 @@ import dnnkit
 from dnnkit import plugins
 from dnnkit.checkpoint import load
 from dnnkit.config.schedule import Watching, schedule_of
+from dnnkit.config.sections import task_problems
 from dnnkit.data.loaders import evaluation_batches
 from dnnkit.data.resident import Batches
 from dnnkit.errors import ConfigError
@@ -296,6 +297,30 @@ def test_a_monitor_that_is_not_measured_is_refused_with_the_nearest_right_name()
     assert (message, near) == (f"{measured}, got 'test/acc'; the test split is kept for the end", ("val/acc", "train/acc"))
     [(_, message, _)] = problems("scheduler.monitor=val/f1", *classification)
     assert message.endswith("name the metrics as metrics=[acc,f1]")
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "others"),
+    [("regression", "acc", "classification"), ("classification", "mse", "regression"), ("reconstruction", "acc", "classification")],
+)
+@pytest.mark.parametrize("setting", ["scheduler.monitor", "checkpoint.monitor"])
+def test_a_metric_of_another_task_is_not_advised(setting: str, task: str, metric: str, others: str) -> None:
+    config = {"scheduler": node("scheduler", "performance"), "metrics": "auto", "regularizer": {"name": "none"}, "loss": {"name": "auto"}}
+    config |= {"checkpoint": {"monitor": "auto", "mode": "auto"}}
+    config[setting.partition(".")[0]]["monitor"] = f"val/{metric}"
+    [problem] = task_problems(config, task)
+    assert problem.where == setting
+    assert f"{metric} is for " in problem.message
+    assert others in problem.message
+    assert f"the task is {task}" in problem.message
+    assert "metrics=[" not in problem.message
+
+
+def test_what_is_advised_while_the_task_is_open_is_accepted() -> None:
+    [(_, message, _)] = problems("scheduler.monitor=val/f1")
+    assert "which this run may measure" in message
+    assert message.endswith("metrics=[f1]")
+    dnnkit.build(dnnkit.compose([*QUICK, "scheduler=performance", "scheduler.monitor=val/f1", "metrics=[f1]"]))
 
 
 def test_what_is_measured_is_known_once_the_data_say_what_is_learnt() -> None:

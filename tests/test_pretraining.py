@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -93,6 +94,14 @@ def test_its_own_overrides_come_last(compose: Compose) -> None:
     phase = inner(compose("seed=7", "init_from={experiment: first, overrides: ['seed=3', 'trainer.max_epochs=2', 'trainer.threads=1']}"))
     assert phase["seed"] == 3
     assert (phase["trainer"]["max_epochs"], phase["trainer"]["threads"]) == (2, 1)
+
+
+def test_overrides_are_typed_on_a_shell_as_docs_transfer_has_them() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "transfer.md").read_text("utf-8")
+    commands = [block.replace("\\\n", "") for block in text.split("```") if "overrides: [" in block and "python -m dnnkit" in block]
+    (passed,) = (shlex.split(command)[3:] for command in commands)
+    phase = inner(dnnkit.compose(passed))
+    assert (phase["name"], phase["trainer"]["max_epochs"]) == ("greedy_1", 1)
 
 
 # What is wrong with it

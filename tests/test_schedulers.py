@@ -97,6 +97,24 @@ def test_one_cycle_is_finite_positive_and_at_most_one_in_the_shortest_runs(total
         assert 0.85 - 1e-12 <= momentum <= 0.95 + 1e-12
 
 
+def test_one_cycle_refuses_a_base_momentum_above_its_maximum() -> None:
+    with pytest.raises(ConfigError, match=r"scheduler\.base_momentum: must be at most scheduler\.max_momentum=0\.9, got 0\.95"):
+        curve("one_cycle", 20, base_momentum=0.95, max_momentum=0.9)
+    curve("one_cycle", 20, base_momentum=0.9, max_momentum=0.9)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 20, 1000])
+def test_one_cycle_with_the_shortest_warmup_reaches_its_peak_at_the_second_step(total: int) -> None:
+    curved = curve("one_cycle", total, warmup=0.2 / total)
+    factors, peak = [factor for factor, _ in curved], min(1, total - 1)
+    assert curved[peak] == pytest.approx((1, 0.85))
+    assert max(factors) == factors[peak]
+    assert factors[:peak] == pytest.approx([0.1][:peak])
+    if total > 3:  # down again in as long, then on to the end
+        assert factors[2] == pytest.approx(0.1)
+        assert factors[-1] == pytest.approx(1e-4)
+
+
 def half_cosine(share: float) -> float:
     return math.cos(math.pi * share / 2) ** 2
 

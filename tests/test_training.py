@@ -246,6 +246,43 @@ def test_early_stopping_ends_the_run_before_its_last_epoch(workdir: Path) -> Non
     assert "test/acc" in result.metrics
 
 
+def test_an_early_stop_is_told_with_its_reason_and_the_step_of_the_best_weights_and_an_ordinary_end_is_not(workdir: Path) -> None:
+    shown = io.StringIO()
+    short = ("optimizer.lr=0.2", "scheduler=constant", "trainer.limit_train_batches=5", "trainer.early_stopping=1")
+    stopped = train(*short, "trainer.max_epochs=30", "trainer.progress_bar=true", console=Console(file=shown, width=60))
+    values = [(row.step, row.value) for row in read_journal(stopped.run_dir / "metrics.jsonl") if row.key == "val/acc"]
+    step, best = max(values, key=lambda pair: pair[1])
+    told = f"stopped early: val/acc has not been better than {best:.4g} for 1 validation; the best weights (step {step}) are tested"
+    assert step == values[-2][0]
+    assert told in shown.getvalue().splitlines()
+    assert told in (stopped.run_dir / "run.log").read_text()
+    # The same end, reached because there were no more epochs.
+    full = train(*short, f"trainer.max_epochs={len(values)}", "trainer.progress_bar=true", console=Console(file=shown, width=60))
+    assert "stopped early" not in (full.run_dir / "run.log").read_text()
+    assert shown.getvalue().count("stopped early") == 1
+
+
+@pytest.mark.slow
+def test_early_stopping_on_real_images_keeps_the_best_weights_and_not_the_last(workdir: Path, data_root: Path) -> None:
+    from dnnkit.training.assemble import load_data
+
+    cfg = dnnkit.compose(["+experiment=fashion/early_stopping", f"data.root={data_root}", "tracking=none", "trainer.progress_bar=false"])
+    result = dnnkit.train(cfg)
+    losses = [(row.step, row.value) for row in read_journal(result.run_dir / "metrics.jsonl") if row.key == "val/loss"]
+    step, best = min(losses, key=lambda pair: pair[1])
+    assert 4 < len(losses) < cfg.values["trainer"]["max_epochs"]
+    assert step == losses[-4][0], "three validations after the best"
+    held = load(result.run_dir / "checkpoints" / "best.ckpt")
+    assert held["global_step"] == step
+    assert all(torch.equal(tensor, held["state_dict"][name]) for name, tensor in result.module.state_dict().items())
+    validation = load_data(cfg).validation
+    with torch.no_grad():
+        again = nn.functional.cross_entropy(result.module(validation.x), validation.y).item()
+    assert again == pytest.approx(best, abs=1e-6)
+    assert losses[-1][1] > best + 1e-4
+    assert result.metrics["test/acc"] == pytest.approx(0.801, abs=0.02)
+
+
 def test_limits_and_validation_inside_the_epoch_are_counted_right(workdir: Path) -> None:
     result = train("trainer.limit_train_batches=8", "trainer.val_check_interval=4", "trainer.max_epochs=2")
     assert [row.step for row in read_journal(result.run_dir / "metrics.jsonl") if row.key == "val/acc"] == [4, 8, 12, 16]

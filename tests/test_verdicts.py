@@ -106,12 +106,31 @@ def test_the_default_network_meets_every_condition_of_selu(data: str) -> None:
         (["regularizer=l1"], {"undisturbed"}),
         (["regularizer=l2"], {"undisturbed"}),
         (["constraint=max_norm"], {"undisturbed"}),
+        (["optimizer=adamw"], {"undisturbed"}),
+        (["optimizer.groups=[{role: weight, weight_decay: 0.1}]"], {"undisturbed"}),
     ],
 )
 def test_each_condition_of_selu_is_found_broken_by_what_breaks_it(overrides: list[str], broken: set[str]) -> None:
     met = conditions(*overrides)
     assert {name for name, condition in met.items() if not condition.holds} == broken
     assert selu_line(list(met.values())).startswith("SELU does not normalize itself here: ")
+
+
+def test_the_line_names_what_breaks_it() -> None:
+    line = selu_line(list(conditions("data.standardize=none", "normalization=batch_norm", "initializer=he_normal").values()))
+    assert "inputs are not standardised (mean 4.8" in line
+    assert "the weights of 00_dense have 1.4" in line
+    assert line.endswith("disturbed by 00_batch_norm")
+
+
+def test_ten_dead_units_of_a_hundred_are_not_more_than_a_tenth() -> None:
+    net = nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 2))
+    with torch.no_grad():
+        net[0].bias[:10] = -1000.0
+        net[0].bias[10:] = 1000.0
+    [first, _] = probe(net, torch.randn(100, 4), torch.zeros(100, dtype=torch.long), nn.functional.cross_entropy)
+    assert first.dead == 0.1
+    assert verdicts([first, first]) == []
 
 
 def test_a_network_without_selu_has_no_conditions_to_meet() -> None:

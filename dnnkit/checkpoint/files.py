@@ -6,6 +6,8 @@ and to feed it, without reference to any class that would have to be unpickled.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickle
 import struct
@@ -27,6 +29,8 @@ from dnnkit.network.fusing import apply_structure
 STATE_KEY = "dnnkit"
 FORMAT = 1
 FROM_A_RUN = "Use a checkpoint from a run folder."
+_WHERE = "Checkpoints lie in checkpoints/ of a run folder."
+_ANOTHER = "Use another checkpoint of the run (checkpoints/last.ckpt, checkpoints/best.ckpt), or train again."
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,28 @@ def load(path: str | os.PathLike[str], map_location: Any | None = None) -> dict[
     weights. Loaded with `weights_only=True`: nothing in the file is executed. Raises CheckpointError.
     """
     file = local_file(path)
-    _verify(file)
+    return _load(file, file, map_location)
+
+
+def load_with_digest(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
+    """What `load` gives, and the SHA-256 of the very bytes that it is from: a run that goes on may replace the file meanwhile."""
+    file = local_file(path)
     try:
-        held = torch.load(file, map_location="cpu" if map_location is None else map_location, weights_only=True)
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {file}", _WHERE) from error
+    except OSError as error:
+        raise CheckpointError(f"{file} is damaged or is no checkpoint: {error}", _ANOTHER) from error
+    return _load(file, io.BytesIO(data)), hashlib.sha256(data).hexdigest()
+
+
+def _load(file: Path, held_in: Path | io.BytesIO, map_location: Any | None = None) -> dict[str, Any]:
+    """The checkpoint that is in `file`, or was when it was read; `file` is what it is called."""
+    _verify(file, held_in)
+    if isinstance(held_in, io.BytesIO):
+        held_in.seek(0)
+    try:
+        held = torch.load(held_in, map_location="cpu" if map_location is None else map_location, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{file} is not a checkpoint of tensors and plain values: {reason}", FROM_A_RUN) from error
@@ -190,16 +213,15 @@ def _write(checkpoint: Mapping[str, Any], file: Any) -> None:
         raise
 
 
-def _verify(file: Path) -> None:
-    cure = "Use another checkpoint of the run (checkpoints/last.ckpt, checkpoints/best.ckpt), or train again."
+def _verify(file: Path, held_in: Path | io.BytesIO) -> None:
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(held_in) as archive:
             damaged = archive.testzip()
             # The checksums do not cover the table of contents; torch reads a member that is marked as a folder as garbage.
             damaged = damaged or next((member.filename for member in archive.infolist() if member.external_attr), None)
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {file}", "Checkpoints lie in checkpoints/ of a run folder.") from error
+        raise CheckpointError(f"there is no checkpoint {file}", _WHERE) from error
     except (OSError, ValueError, EOFError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error, struct.error) as error:
-        raise CheckpointError(f"{file} is damaged or is no checkpoint: {error}", cure) from error
+        raise CheckpointError(f"{file} is damaged or is no checkpoint: {error}", _ANOTHER) from error
     if damaged is not None:
-        raise CheckpointError(f"{file} is damaged: the checksum of {damaged} inside it does not match", cure)
+        raise CheckpointError(f"{file} is damaged: the checksum of {damaged} inside it does not match", _ANOTHER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dnnkit.config.doors import inspect_tree, leaves, refused_group, refused_path, refused_text, refused_yaml, without
 from dnnkit.config.sections import GROUPS, top_level
-from dnnkit.config.triage import offered
+from dnnkit.config.triage import no_such
 from dnnkit.errors import Problem, nearest
-from dnnkit.registry import KINDS
 
 #: Their files are always about the whole config, not about a key named like their folder.
 WHOLE = ("experiment", "sweeps")
@@ -173,8 +173,7 @@ class Guard(ConfigRepository):
             known = [name for name in self.get_group_options("", None) if name in (*top_level(), *WHOLE)]
             yield Problem(where, f"there is no config group {group!r}; there are: {', '.join(known)}", nearest(group, known))
         if value is not None and value not in options:
-            kind, listed = KINDS[group].name if group in KINDS else group or "file", ", ".join(offered(str(value), options))
-            yield Problem(where, f"there is no {kind} called {value!r}; there are: {listed}", nearest(str(value), options))
+            yield replace(no_such(group, str(value), options), where=where)
 
 
 def whole(group: str) -> str | None:

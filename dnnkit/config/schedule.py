@@ -102,6 +102,19 @@ def direction(key: str) -> Literal["min", "max"]:
     return "max" if rises else "min"
 
 
+def to_measure(name: str, config: Mapping[str, Any], metrics: Sequence[str], task: str) -> str:
+    """What to say of a metric that a run does not measure beside `metrics`: how it would, or that it is for other tasks."""
+    fitting = _tasks(name)
+    if task != "auto" and task not in fitting:
+        return f"{name} is for {' and '.join(sorted(fitting))}, the task is {task}"
+    together = [] if task == "auto" and config["metrics"] == "auto" else [other for other in metrics if _tasks(other) & fitting]
+    return f"name the metrics as metrics=[{','.join([*together, name])}]"
+
+
+def _tasks(metric: str) -> frozenset[str]:
+    return frozenset(REGISTRIES["metrics"].get(metric).facts.get("tasks", ("classification", "regression", "reconstruction")))
+
+
 def watch_problems(config: Mapping[str, Any], metrics: Sequence[str], task: str) -> list[Problem]:
     """What is wrong with the metric that the scheduler watches, of a run that measures the loss and `metrics`."""
     key = watched(config["scheduler"])
@@ -110,11 +123,11 @@ def watch_problems(config: Mapping[str, Any], metrics: Sequence[str], task: str)
     if key is None or key in monitors:
         return []
     stage, _, name = key.partition("/")
-    message = f"must be one of {', '.join(monitors)}, which this run measures, got {key!r}"
+    sure = task != "auto" or config["metrics"] != "auto"
+    message = f"must be one of {', '.join(monitors)}, which this run {'measures' if sure else 'may measure'}, got {key!r}"
     if stage == "test":
         message += "; the test split is kept for the end"
     if stage in ("val", "train") and name in REGISTRIES["metrics"]:
-        suits = [name] if task == "auto" and config["metrics"] == "auto" else [*metrics, name]
-        return [Problem("scheduler.monitor", f"{message}; name the metrics as metrics=[{','.join(suits)}]")]
+        return [Problem("scheduler.monitor", f"{message}; {to_measure(name, config, metrics, task)}")]
     close = tuple(other for other in monitors if other.partition("/")[2] in (name, key))
     return [Problem("scheduler.monitor", message, close or nearest(key, monitors))]

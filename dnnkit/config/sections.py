@@ -10,7 +10,7 @@ from annotated_types import Ge, Le, Len
 
 from dnnkit.config import transfer
 from dnnkit.config.groups import group_problems
-from dnnkit.config.schedule import watch_problems
+from dnnkit.config.schedule import to_measure, watch_problems
 from dnnkit.errors import Problem, nearest
 from dnnkit.registry import REGISTRIES
 from dnnkit.schema import Count, Settings, Share, component_settings, validate_node
@@ -219,8 +219,8 @@ def _monitor_problems(config: Mapping[str, Any], task: str) -> list[Problem]:
     metric = chosen.removeprefix("val/")
     there = metric in REGISTRIES["metrics"] and chosen.startswith("val/")
     if there and config["metrics"] == "auto":
-        suits = [*DEFAULT_METRICS[task], metric] if task != "auto" else [metric]
-        message = f"with metrics=auto {', '.join(monitors[1:])} are measured, not {chosen}; name the metrics as metrics=[{','.join(suits)}]"
+        sure = "are" if task != "auto" else "may be"
+        message = f"with metrics=auto {', '.join(monitors[1:])} {sure} measured, not {chosen}; {to_measure(metric, config, names, task)}"
         return [Problem("checkpoint.monitor", message)]
     return [Problem("checkpoint.monitor", f"must be one of {', '.join(monitors)}, got {chosen!r}", nearest(chosen, monitors))]
 

@@ -5,8 +5,10 @@ What can be told from the config alone is judged here; what depends on the netwo
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Len
@@ -77,6 +79,26 @@ def _init_problems(node: Mapping[str, Any]) -> list[Problem]:
     if node["layers"] == []:
         problems.append(Problem("init_from.layers", "must name at least one layer, or be auto", ("init_from.layers=auto",)))
     return problems
+
+
+def typed(node: Mapping[str, Any], **changed: Any) -> str:
+    """A node of `init_from` as it is written on a shell, with what is not as by default, and what is `changed`."""
+    told = {own.name: {**node, **changed}.get(own.name, own.default) for own in fields(InitFrom) if own.name not in ("config", "uuid")}
+    given = {own.name: told[own.name] for own in fields(InitFrom) if own.name in told and told[own.name] != own.default}
+    return shlex.quote(f"init_from={{{', '.join(f'{key}: {_written(value)}' for key, value in given.items())}}}")
+
+
+def _written(value: Any) -> str:
+    """Text, or a list of it, in Hydra's grammar: in quotes unless it can be mistaken for nothing else."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    if re.fullmatch(r"[\w/.-]*[A-Za-z_][\w/.-]*", value, re.ASCII) and not _NO_TEXT.fullmatch(value):
+        return str(value)
+    return '"' + re.sub(r'(\\*)"', r'\1\1\\"', value) + '"'
+
+
+#: What Hydra's grammar takes for a number, a truth value or null.
+_NO_TEXT = re.compile(r"(?i:null|true|false|[+-]?(?:inf|nan|[\d_.]+(?:e[+-]?[\d_]+)?))")
 
 
 def freeze(value: Any) -> tuple[list[dict[str, Any]] | None, list[Problem]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,10 +16,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dnnkit.config.doors import inspect_tree, refused_group, refused_key, refused_value
 from dnnkit.config.sections import GROUPS, SECTIONS, top_level
+from dnnkit.config.transfer import InitFrom
 from dnnkit.errors import Problem, nearest
 from dnnkit.registry import KINDS, REGISTRIES
+from dnnkit.schema import Settings
 
 CLI = "command line"
+
+#: Of a folder's files, so many are named to someone who chose the folder.
+MOST_SHOWN = 12
 
 #: `KEY=VALUE` whose value is meant as text: it has no commas, quotes, brackets around it, references or escapes.
 _TEXT = re.compile(r"""((?:\+\+?)?(?!hydra\b)[A-Za-z_]\w*(?:\.\w+)*)=(?![\[{(])((?:(?!\$\{)[^,'"\\\r\n])+)(?<![\]})])""")
@@ -44,8 +50,16 @@ def parse(texts: Sequence[str]) -> tuple[list[Override], list[Problem]]:
             found = [Problem(text, reason or _ungrammatical(text), origin=CLI)]
         problems += found
         if not found:
-            good.append(override)
+            good += [parser.parse_override("init_from=null"), override] if _is_source(override) else [override]
     return good, problems
+
+
+def _is_source(override: Override) -> bool:
+    """Whether this names what a run begins with, whole: Hydra would add it to what an experiment begins with."""
+    if override.key_or_group != "init_from" or override.is_sweep_override() or override.is_add() or override.is_force_add():
+        return False
+    value = override.value()
+    return isinstance(value, dict) and not {"run", "experiment"}.isdisjoint(map(str, value))
 
 
 def quoted(text: str, parser: OverridesParser | None = None) -> str:
@@ -120,9 +134,18 @@ def judge_choice(override: Override, groups: Collection[str], options: Sequence[
         return []
     if isinstance(value, dict):
         return [Problem(text, f"{group} is chosen by its name; set its members one by one, as {group}.KEY=VALUE", origin=CLI)]
-    kind = KINDS[group].name if group in KINDS else group
-    message = f"there is no {kind} called {value!r}; there are: {', '.join(offered(str(value), options))}"
-    return [Problem(text, message, nearest(str(value), options), CLI)]
+    return [replace(no_such(group, str(value), options), where=text, origin=CLI)]
+
+
+def no_such(group: str, value: str, options: Sequence[str]) -> Problem:
+    """That a group has no choice of this name, or that the name is a folder's; what there is."""
+    inside = [name for name in options if name.startswith(f"{value.rstrip('/')}/")]
+    if inside:
+        more = f" and {len(inside) - MOST_SHOWN} more (dnnkit list {group})" if len(inside) > MOST_SHOWN else ""
+        message = f"{value} is a folder of {group.rstrip('s')}s, of which one is chosen: {', '.join(inside[:MOST_SHOWN])}{more}"
+        return Problem(group, message)
+    kind = KINDS[group].name if group in KINDS else group or "file"
+    return Problem(group, f"there is no {kind} called {value!r}; there are: {', '.join(offered(value, options))}", nearest(value, options))
 
 
 def offered(value: str, options: Sequence[str]) -> list[str]:
@@ -138,6 +161,8 @@ def judge_value(override: Override, base: DictConfig) -> list[Problem]:
     if key.startswith("metrics."):
         message = "metrics is a list, and a metric with settings is one of its members: metrics=[acc,{name: top_k, k: 3}]"
         return [Problem(text, message, origin=CLI)]
+    if key.startswith("init_from.") and key.count(".") == 1 and not _exists(base, key):
+        return _source_setting(override, base)
     if override.is_delete():
         return [Problem(text, "every key has its place: set it to another value, or choose none", origin=CLI)]
     if override.is_add():
@@ -148,6 +173,19 @@ def judge_value(override: Override, base: DictConfig) -> list[Problem]:
         right = text.partition("=")[2]
         return [Problem(text, "must be a list, in square brackets, got a mapping", (f"{key}=[{right}]",), CLI)]
     return [Problem(text, f"set its members one by one, as {key}.KEY=VALUE", origin=CLI)] if _is_whole(key) else []
+
+
+def _source_setting(override: Override, base: DictConfig) -> list[Problem]:
+    """What is wrong with a setting of `init_from` that is not in the tree: those of a run are given with it, in one word."""
+    setting, value = override.key_or_group.split(".")[1], line(override).partition("=")[2]
+    known = [name for name in Settings.of(InitFrom).names() if name != "config"]
+    if setting not in known:
+        return [Problem(line(override), f"init_from has no setting {setting!r}; it has: {', '.join(known)}", nearest(setting, known), CLI)]
+    if not OmegaConf.is_dict(OmegaConf.select(base, "init_from")):
+        whole = shlex.quote(f"init_from={{run: RUN, {setting}: {value}}}")
+        return [Problem(line(override), f"settings of init_from are given together with what it names: {whole}", origin=CLI)]
+    added = (f"+init_from.{setting}={value}",)
+    return [] if override.is_add() else [Problem(line(override), "is not set in this experiment and is added with a plus sign", added, CLI)]
 
 
 def _is_whole(key: str) -> bool:

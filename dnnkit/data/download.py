@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 #: Base addresses, separated by spaces, each with `<data set>/<file>.gz`; they replace the built-in ones, and empty means: none.
 VARIABLE = "DNNKIT_MIRRORS"
 _LOCK = ".download.lock"
-_offline: ContextVar[bool] = ContextVar("offline", default=False)
+_offline: ContextVar[list[Path] | None] = ContextVar("offline", default=None)
 
 
 @contextmanager
-def offline() -> Iterator[None]:
-    """Nothing is downloaded inside, for what only looks at data that is there."""
-    token = _offline.set(True)
+def offline() -> Iterator[list[Path]]:
+    """Nothing is downloaded inside, for what only looks at data that is there; the folders that would have been completed."""
+    missing: list[Path] = []
+    token = _offline.set(missing)
     try:
-        yield
+        yield missing
     finally:
         _offline.reset(token)
 
@@ -81,7 +82,10 @@ def _bases(folder: str, mirrors: Sequence[str]) -> list[str]:
 
 def _download(target: Path, files: Mapping[str, Known], bases: Sequence[str], console: Console | None) -> list[str]:
     """Download what `target` lacks; what stood in the way, in words, and nothing where nothing did."""
-    if not bases or _offline.get():
+    missing = _offline.get()
+    if missing is not None:
+        missing.append(target)
+    if not bases or missing is not None:
         return ["nothing was downloaded: " + ("a run does that" if bases else f"{VARIABLE} is set and empty")]
     if console is None:
         from rich.console import Console

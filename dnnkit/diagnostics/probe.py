@@ -191,7 +191,7 @@ def _moments(units: Tensor) -> Tensor:
 
 
 def _dead(units: Tensor) -> float | None:
-    return float((units.amax(0) <= 0).float().mean()) if units.amin() >= 0 else None
+    return int((units.amax(0) <= 0).sum()) / units.shape[1] if units.amin() >= 0 else None
 
 
 def _norm(values: Tensor) -> float:

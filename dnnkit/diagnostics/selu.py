@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
+from dnnkit.network import part_of
+
 #: How far from 0 a mean, from 1 a deviation of the inputs may be, and by what share a weight's deviation from 1/√fan_in.
 MEAN, STD, WEIGHT = 0.05, 0.1, 0.1
 
@@ -52,7 +54,7 @@ def selu_conditions(network: nn.Module, x: Tensor, config: Mapping[str, Any]) ->
 
 def selu_line(conditions: Sequence[Condition]) -> str:
     """The conditions in one line: what holds, or what does not."""
-    broken = [f"{condition.name}: no, {condition.found}" for condition in conditions if not condition.holds]
+    broken = [condition.found for condition in conditions if not condition.holds]
     if broken:
         return f"SELU does not normalize itself here: {'; '.join(broken)}"
     return f"SELU normalizes itself: {'; '.join(f'{condition.name} ({condition.found})' for condition in conditions)}"
@@ -67,11 +69,12 @@ def _standardised(x: Tensor) -> Condition:
     else:
         means, stds = values.mean()[None], values.std(correction=0)[None]
     if not len(means):
-        return Condition("inputs standardised", False, "every feature is constant")
+        return Condition("inputs standardised", False, "every input feature is constant")
     far = int(((means.abs() / MEAN).maximum((stds - 1).abs() / STD)).argmax())
     holds = bool((means.abs() < MEAN).all() and ((stds - 1).abs() < STD).all())
     which = "" if len(means) == 1 else f"feature {far + 1}, the farthest of {len(means)}: "
-    return Condition("inputs standardised", holds, f"{which}mean {_rounded(means[far])}, std {_rounded(stds[far])}")
+    measured = f"{which}mean {_rounded(means[far])}, std {_rounded(stds[far])}"
+    return Condition("inputs standardised", holds, measured if holds else f"inputs are not standardised ({measured})")
 
 
 def _rounded(value: Tensor) -> str:
@@ -91,7 +94,7 @@ def _lecun(hidden: Mapping[str, nn.Module]) -> Condition:
     if not off:
         return Condition("LeCun's weights", True, "deviation 1/√fan_in")
     name, times = max(off.items(), key=lambda pair: abs(math.log(max(pair[1], 1e-9))))
-    return Condition("LeCun's weights", False, f"the deviation of {name} is {times:.2f} times 1/√fan_in")
+    return Condition("LeCun's weights", False, f"the weights of {name} have {times:.2f} times LeCun's deviation 1/√fan_in")
 
 
 def _sequential(network: nn.Module) -> Condition:
@@ -110,17 +113,19 @@ def _dense(hidden: Mapping[str, nn.Module]) -> Condition:
 
 def _undisturbed(network: nn.Module, config: Mapping[str, Any]) -> Condition:
     found = list(_disturbing(network, config))
-    return Condition("undisturbed", not found, ", ".join(found) or "nothing else moves mean or variance")
+    return Condition("undisturbed", not found, f"disturbed by {', '.join(found)}" if found else "nothing else moves mean or variance")
 
 
 def _disturbing(network: nn.Module, config: Mapping[str, Any]) -> Iterator[str]:
     alpha = (nn.AlphaDropout, nn.FeatureAlphaDropout)
     for name, module in network.named_modules():
-        if (isinstance(module, _DropoutNd) and not isinstance(module, alpha)) or isinstance(module, _NORMALIZATIONS):
+        dropping = isinstance(module, _DropoutNd) or part_of(module) == "dropout"
+        if (dropping and not isinstance(module, alpha)) or isinstance(module, _NORMALIZATIONS) or part_of(module) == "normalization":
             yield name
             break
     for group in ("regularizer", "constraint"):
         if config[group]["name"] != "none":
             yield f"{group}={config[group]['name']}"
-    if config["optimizer"].get("weight_decay", 0):
-        yield f"optimizer.weight_decay={config['optimizer']['weight_decay']}"
+    decays = [config["optimizer"].get("weight_decay"), *(entry.get("weight_decay") for entry in config["optimizer"]["groups"] or ())]
+    if any(decays):
+        yield f"weight decay {max(decay or 0 for decay in decays):g}"

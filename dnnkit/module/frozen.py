@@ -16,8 +16,8 @@ log = logging.getLogger("dnnkit")
 class Frozen:
     """Keeps the frozen part of `net` as it is, epoch after epoch, and lets go of it when its time is over.
 
-    A frozen parameter has no gradient, for which optimizers pass it over: it neither moves nor decays, and its state is
-    empty until it is trained. Several devices are the exception: what is frozen for a while requires a gradient from the
+    A frozen parameter has no gradient, for which optimizers pass it over: it neither moves nor decays, and its state stays
+    that of the beginning until it is trained. Several devices are the exception: what is frozen for a while requires a gradient from the
     start, because DistributedDataParallel asks only once, and the gradient is dropped before each update.
     """
 

@@ -31,6 +31,8 @@ class UnknownFlow(Exception):
 class _Tracer(fx.Tracer):
     """Stops at layers: modules without children, and those that a component made whole."""
 
+    proxy_buffer_attributes = True
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(True for _ in m.children()) or part_of(m) not in (None, "model")
 
@@ -50,10 +52,11 @@ def calls(network: nn.Module) -> list[Call]:
     return list(found.values())
 
 
-def parameters_used_directly(network: nn.Module, traced: list[Call]) -> set[Tensor]:
-    """Parameters that a forward takes by themselves, outside the layer that owns them, as tied weights are."""
+def used_directly(network: nn.Module, traced: list[Call]) -> set[Tensor]:
+    """Parameters and buffers that a forward takes by themselves, outside the layer that owns them, as tied weights are."""
     names = {call.what for call in traced if call.layer is None}
-    return {parameter for name, parameter in network.named_parameters(remove_duplicate=False) if name in names}
+    own = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    return {tensor for name, tensor in own if name in names}
 
 
 def _named(node: fx.Node) -> str:

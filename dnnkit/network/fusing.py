@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from dnnkit.network.flow import Call, UnknownFlow, calls, parameters_used_directly, shapes
+from dnnkit.network.flow import Call, UnknownFlow, calls, shapes, used_directly
 from dnnkit.network.roles import part_of
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -135,7 +135,7 @@ class _Fusing:
         self.modules = dict(network.named_modules())
         self.times = Counter(self.modules[call.layer] for call in traced if call.layer is not None)
         owners = Counter(parameter for _, parameter in network.named_parameters(remove_duplicate=False))
-        self.tied = {tensor for tensor, count in owners.items() if count > 1} | parameters_used_directly(network, traced)
+        self.tied = {tensor for tensor, count in owners.items() if count > 1} | used_directly(network, traced)
         self.calls = {call.layer: call for call in traced if call.layer is not None}
         self.folded: dict[str, Fold] = {}
 
@@ -178,7 +178,7 @@ class _Fusing:
         module = self.modules[name]
         if self.times[module] != 1:
             raise _Refused(f"{who} is called {self.times[module]} times" if self.times[module] else f"{who} is not called in evaluation")
-        if any(parameter in self.tied for parameter in module.parameters()):
+        if any(tensor in self.tied for tensor in (*module.parameters(), *module.buffers())):
             raise _Refused(f"{who} shares its weights with something else")
         if module._forward_hooks or module._forward_pre_hooks:
             raise _Refused(f"{who} has hooks, which may change what it computes")

@@ -78,14 +78,17 @@ class Grouping:
         owner: dict[str, Entry] = {}
         found = []
         roles = {place.name: place.role for place in places(network)}
+        trained = self._trained(network)
         for entry in self.entries:
             fitting = _fitting(network, entry)
-            mine = [name for name in fitting if name not in owner]
-            owner |= dict.fromkeys(mine, entry)
+            mine = [name for name in fitting if name in trained and name not in owner]
+            owner |= {name: entry for name in fitting if name not in owner}
             if not fitting:
                 found.append(_fits_nothing(network, entry))
+            elif trained.isdisjoint(fitting):
+                found.append(Problem(entry.where, f"{entry} fits only frozen parameters (freeze), to which it does nothing"))
             elif not mine:
-                taken = {owner[name].where for name in fitting}
+                taken = {owner[name].where for name in fitting if name in trained}
                 earlier = " and ".join(other.where for other in self.entries if other.where in taken)
                 found.append(Problem(entry.where, f"{entry} fits only parameters that {earlier} took, and the first that fits counts"))
             elif entry.weight_decay is not None and not any(_decays(roles[name], entry) for name in mine):
@@ -100,8 +103,12 @@ class Grouping:
         for entry in self.entries:
             for name in _fitting(network, entry):
                 owner.setdefault(name, entry)
-        trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad or name in self.apart}
+        trained = self._trained(network)
         return [(place, owner.get(place.name)) for place in places(network) if place.name in trained]
+
+    def _trained(self, network: nn.Module) -> set[str]:
+        """The names of the parameters that are trained, now or later."""
+        return {name for name, parameter in network.named_parameters() if parameter.requires_grad or name in self.apart}
 
     def _decay(self, place: Place, entry: Entry | None) -> float | None:
         if self.weight_decay is None:
@@ -162,14 +169,17 @@ _PLURALS = {"weight": "weights", "bias": "biases", "norm": "norm parameters", "s
 _SINGULAR = {"norm": "norm parameter"}
 
 
-def group_lines(grouping: Grouping, network: nn.Module) -> list[str]:
-    """What is not as for all parameters, a line for each group and each clipping; none where all are treated alike."""
+def group_lines(grouping: Grouping, network: nn.Module, clips: bool = True) -> list[str]:
+    """What is not as for all parameters, a line for each group and each clipping; none where all are treated alike.
+
+    `clips`: whether the config clips what no entry clips by itself.
+    """
     groups, clipped = grouping.groups(network), grouping.clipped(network)
     found = {place.name: place for place in places(network)}
-    decays = len({group.weight_decay for group in groups}) > 1
+    decays = any(group.weight_decay != grouping.weight_decay for group in groups)
     told = [] if grouping.plain(groups) else groups
     lines = [f"{_how(group, decays)}: {_what([found[name] for name in group.names])}" for group in told]
-    return lines + [f"{_clip(part.clipping)}: {_what([found[name] for name in part.names])}" for part in clipped]
+    return lines + [f"{_clip(part.clipping, clips)}: {_what([found[name] for name in part.names])}" for part in clipped]
 
 
 def _how(group: Group, decays: bool) -> str:
@@ -181,9 +191,9 @@ def _how(group: Group, decays: bool) -> str:
     return ", ".join(said) or "as configured"
 
 
-def _clip(node: Mapping[str, Any] | None) -> str:
+def _clip(node: Mapping[str, Any] | None, clips: bool) -> str:
     if node is None:
-        return "clipped as configured, together"
+        return "clipped as configured, together" if clips else "not clipped"
     settings = ", ".join(f"{key} {value}" for key, value in node.items() if key != "name")
     return "not clipped" if node["name"] == "none" else f"clipped by themselves by {node['name']}{f' ({settings})' if settings else ''}"
 

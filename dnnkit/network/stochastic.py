@@ -71,8 +71,8 @@ class Spread:
         log = passes.double().log_softmax(2)
         log_mean = log.logsumexp(0) - math.log(len(log))
         mean, each = log_mean.exp(), log.exp()
-        entropy = -(mean * log_mean).nan_to_num(0.0).sum(1)  # 0 · ln 0 = 0
-        own = -(each * log).nan_to_num(0.0).sum(2).mean(0)
+        entropy = torch.special.entr(mean).sum(1)  # −p · ln p, 0 for p = 0, NaN for NaN
+        own = torch.special.entr(each).sum(2).mean(0)
         return cls(mean, each.std(0, correction=0), log_mean, entropy, (entropy - own).clamp_min(0))
 
     @classmethod

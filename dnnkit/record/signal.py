@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dnnkit.disk import disk, write_json
+from dnnkit.disk import disk, read_json, write_json
 from dnnkit.record import figures
 
 if TYPE_CHECKING:
     from dnnkit.diagnostics import Condition, LayerSignal, Verdict
+
+
+SIGNAL, VERDICTS = "signal.json", "verdicts.json"
 
 
 def write_signal(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> None:
@@ -18,16 +21,27 @@ def write_signal(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> 
 
     The numbers are written whole or not at all. There is no figure where no probe met a layer. Raises DiskError.
     """
-    path = run_dir / "diagnostics" / "signal.json"
-    with disk(path):
-        path.parent.mkdir(exist_ok=True)
-    write_json(path, {name: [signal.to_dict() for signal in signals] for name, signals in probes.items()})
+    write_numbers(run_dir, probes)
     figures.signal(run_dir, probes)
+
+
+def write_numbers(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> None:
+    """The file of `write_signal` alone."""
+    _write(run_dir / "diagnostics" / SIGNAL, {name: [signal.to_dict() for signal in signals] for name, signals in probes.items()})
 
 
 def write_verdicts(run_dir: Path, found: Mapping[str, Sequence[Verdict | Condition]]) -> None:
     """`diagnostics/verdicts.json`: under each name its verdicts or conditions; whole or not at all. Raises DiskError."""
-    path = run_dir / "diagnostics" / "verdicts.json"
+    _write(run_dir / "diagnostics" / VERDICTS, {name: [one.to_dict() for one in found[name]] for name in found})
+
+
+def read_diagnostics(run_dir: Path, file: str, name: str) -> list[dict[str, Any]]:
+    """What `SIGNAL` or `VERDICTS` holds under a name; nothing where there is no such file or name. Raises DiskError."""
+    path = run_dir / "diagnostics" / file
+    return list(read_json(path).get(name, [])) if path.exists() else []
+
+
+def _write(path: Path, held: Mapping[str, Any]) -> None:
     with disk(path):
         path.parent.mkdir(exist_ok=True)
-    write_json(path, {name: [one.to_dict() for one in found[name]] for name in found})
+    write_json(path, held)

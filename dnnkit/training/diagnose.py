@@ -12,7 +12,7 @@ from dnnkit.data import DataSet
 from dnnkit.diagnostics import MOST_SAMPLES, Condition, LayerSignal, Verdict, evenly_spaced, probe, selu_conditions, selu_line, verdicts
 from dnnkit.module import Module
 from dnnkit.record import RunFolder
-from dnnkit.record.signal import write_signal, write_verdicts
+from dnnkit.record.signal import SIGNAL, VERDICTS, read_diagnostics, write_numbers, write_signal, write_verdicts
 
 log = logging.getLogger("dnnkit")
 
@@ -26,13 +26,20 @@ class Diagnosis:
         self._selu: list[Condition] = []
 
     def begin(self) -> list[LayerSignal]:
-        """Measure the initial weights and say what is wrong with them."""
+        """Measure the initial weights and say what is wrong with them; of a run that goes on, what was found when it began."""
+        if self._folder.resume_point is not None:
+            self._start = [LayerSignal(**held) for held in read_diagnostics(self._folder.path, SIGNAL, "start")]
+            self._selu = [Condition(**held) for held in read_diagnostics(self._folder.path, VERDICTS, "selu")]
+            return self._start
         self._start = self._probe()
         x = self._data.train.x[evenly_spaced(len(self._data.train.x), MOST_SAMPLES)]
         self._selu = selu_conditions(self._module.net, x, self._cfg.values)
         if self._selu:
             self._say(selu_line(self._selu))
         self._tell("before training", self._start)
+        # Now too, so that a run that is killed has it.
+        write_numbers(self._folder.path, {"start": self._start})
+        write_verdicts(self._folder.path, {"start": verdicts(self._start), "selu": self._selu})
         return self._start
 
     def finish(self) -> list[LayerSignal]:

@@ -36,6 +36,7 @@ from dnnkit.training.callbacks import Bar, Clock, JournalLogger, StopOnSignal
 from dnnkit.training.diagnose import Diagnosis
 from dnnkit.training.keeping import LAST, Best, EachEpoch, Patience
 from dnnkit.training.place import Place, warn_of_unequal_weights
+from dnnkit.training.scheduling import total_steps
 
 log = logging.getLogger("dnnkit")
 
@@ -100,6 +101,8 @@ def fit_and_test(
             _draw(folder)
             cause = f"stopped by {stop.received.name} after {trainer.global_step} optimizer steps"
             raise Interrupted(stop.received, cause, f"the state of that moment is in {folder.path / 'checkpoints' / LAST}")
+        if trainer.global_step < total_steps(cfg.values, len(data.train.y)):
+            _tell_early_stop(trainer, best, console)
         _take_best(best, module)
         trainer.test(module, _evaluation(cfg, settings, data.test, place).to(device), verbose=False)
     _draw(folder)
@@ -241,6 +244,16 @@ def in_precision(split: Split, settings: Trainer) -> Split:
     if str(settings.precision) != "64":
         return split
     return Split(*(part.double() if part.dtype == torch.float32 else part for part in split))
+
+
+def _tell_early_stop(trainer: pl.Trainer, best: ModelCheckpoint, console: Console) -> None:
+    """On the terminal and in the log: that the run ended before its last epoch, why, and which weights are tested."""
+    for callback in trainer.early_stopping_callbacks:
+        if isinstance(callback, Patience) and callback.told is not None and best.best_model_path:
+            step = load(Path(best.best_model_path))["global_step"]
+            text = f"stopped early: {callback.told}; the best weights (step {step}) are tested"
+            log.info("%s", text)
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _take_best(best: ModelCheckpoint, module: Module) -> None:

@@ -66,7 +66,7 @@ def fuse_run(run: str | Path | FinishedRun, checkpoint: str = "best", *, overwri
     if found.state.fused:
         raise CheckpointError(f"{found.checkpoint} is fused already", "Fuse best or last.")
     if output.exists() and not overwrite:
-        raise ConfigError([Problem("--overwrite", f"is needed: {output} is there already")])
+        raise ConfigError([Problem("--overwrite", f"is not given, and there is already {output}; add --overwrite to replace it")])
     network = found.network()
     fused = fuse(network, found.state.inputs)
     if not fused.folds:

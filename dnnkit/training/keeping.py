@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 #: In `checkpoints/`: the state at the end, or at the end of the last epoch while the run goes on; and, where a run was
 #: stopped inside an epoch, that of the epoch before.
@@ -44,6 +45,17 @@ class Patience(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the best score and the count of before."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED  # an end that was reached before is not one of what follows
+
+    @property
+    def told(self) -> str | None:
+        """Why the run was ended; None where that was not by its patience or a value that is not finite."""
+        if self.stopping_reason is EarlyStoppingReason.NOT_STOPPED:
+            return None
+        if self.stopping_reason is EarlyStoppingReason.NON_FINITE_METRIC:
+            return f"{self.monitor} is not finite"
+        count = f"{self.wait_count} validation{'s' if self.wait_count > 1 else ''}"
+        return f"{self.monitor} has not been better than {float(self.best_score):.4g} for {count}"
 
 
 class EachEpoch(Checkpoint):

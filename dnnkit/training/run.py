@@ -78,7 +78,7 @@ def build(cfg: Config) -> Module:
     loaded, because they say how many inputs and classes there are. Raises DataError, ConfigError, PluginError.
     """
     run = prepare_run(cfg)
-    return assemble(run.cfg, run.network, run.data)
+    return assemble(run.cfg, run.network.float(), run.data)
 
 
 def prepare_run(
@@ -217,7 +217,7 @@ def _describe(folder: RunFolder, run: Prepared, sweep: str | None) -> None:
     for decision in card.get("decisions", ()):
         log.info("data: %s", decision)
     log.info("initializers: %s", ", ".join(f"{name} for {layer}" for layer, name in chosen_initializers(run.network).items()))
-    for line in group_lines(grouping(run.cfg, run.network), run.network):
+    for line in _grouped(run):
         log.info("parameters: %s", line)
     for line in run.said:
         log.info("weights: %s", line)
@@ -225,6 +225,10 @@ def _describe(folder: RunFolder, run: Prepared, sweep: str | None) -> None:
         log.info("%s: %s", layer, remark)
     for plugin in plugins.failed():
         log.warning("the plugin %r of %s failed to load: %s", plugin.name, plugin.package, plugin.error)
+
+
+def _grouped(run: Prepared) -> list[str]:
+    return group_lines(grouping(run.cfg, run.network), run.network, clips=run.cfg.values["clipping"]["name"] != "none")
 
 
 def equipment(run: Prepared) -> dict[str, Any]:
@@ -245,7 +249,7 @@ def _execute(run: Prepared, folder: RunFolder, console: Console) -> tuple[dict[s
             console.print(table(layers(run.network, run.data.inputs)))
             for line in run.said:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-            for line in group_lines(grouping(run.cfg, run.network), run.network):
+            for line in _grouped(run):
                 console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
             module = assemble(run.cfg, run.network, run.data)
             place = ranks.join(run.device, run.cfg.values, run.data.fingerprint, run.network)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dnnkit.checkpoint import RunState, load
+from dnnkit.checkpoint import RunState, load_with_digest
 from dnnkit.config import Config
 from dnnkit.data import DataSet
-from dnnkit.disk import disk
 from dnnkit.errors import CheckpointError, ConfigError, DnnkitError, Problem
 from dnnkit.record import RunRecord
 from dnnkit.training.finished import find_run
@@ -98,7 +96,12 @@ def _started(run: Prepared, before: Path | None) -> Prepared:
         return run
     origin = read(node if before is None else {**node, "run": str(before)}, run.tracking.runs)
     planned = _plan(run, origin.weights, origin.state, origin.run.name)
+    if str(run.trainer.precision) == "64":
+        run.network.double()  # Lightning does it later, and would round the weights to 32 bits first
     copy(run.network, origin.weights, planned)
+    if planned.left:
+        left = ", ".join(planned.left)
+        log.warning("%s has layers that this network has not (%s): what is copied is not the function that was learnt", origin.run, left)
     inputs = tuple(origin.state.inputs)
     if inputs != run.data.inputs:
         log.warning(
@@ -111,7 +114,8 @@ def _started(run: Prepared, before: Path | None) -> Prepared:
 
 
 def _plan(run: Prepared, weights: Mapping[str, Tensor], of: RunState | DataSet, where: str) -> Plan:
-    return plan(run.network, weights, run.cfg.values["init_from"]["layers"], _other_outputs(of, run.data), where)
+    node = run.cfg.values["init_from"]
+    return plan(run.network, weights, node["layers"], _other_outputs(of, run.data), where, node)
 
 
 def _other_outputs(there: RunState | DataSet, here: DataSet) -> str | None:
@@ -131,11 +135,9 @@ def read(node: Mapping[str, Any], runs: str) -> Origin:
     word = str(node["run"])
     path = Path(word).expanduser().absolute()
     run, checkpoint = (path, path) if word.endswith(".ckpt") else _of_run(find_run(word, runs), node["checkpoint"])
-    held = load(checkpoint)
+    held, sha256 = load_with_digest(checkpoint)
     state = RunState.of(held, checkpoint)
     state.check_trainable(checkpoint)
-    with disk(checkpoint):
-        sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     if node["sha256"] not in (None, sha256):
         cause = f"{checkpoint} is not the checkpoint that init_from.sha256 names (it is {sha256[:12]}…, not {node['sha256'][:12]}…)"
         raise CheckpointError(cause, "Leave sha256 out to begin with the weights that it holds now.")
@@ -154,5 +156,6 @@ def _uuid(checkpoint: Path) -> str | None:
         return None
     try:
         return RunRecord.read(folder).uuid
-    except DnnkitError:
+    except DnnkitError as error:
+        log.warning("the record of the run that %s is from cannot be read, and its UUID is not recorded: %s", checkpoint, error)
         return None

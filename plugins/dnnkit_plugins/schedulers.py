@@ -174,10 +174,17 @@ def one_cycle(
     """Linear from start_factor up to 1 in the share `warmup` of the run, down again in as long, then on to end_factor.
 
     Returns the factor and the momentum, which goes from max_momentum to base_momentum and back, and then stays. Equal to
-    torch's `OneCycleLR(three_phase=True, anneal_strategy="linear", pct_start=.45, div_factor=10, final_div_factor=1000)`.
+    torch's `OneCycleLR(three_phase=True, anneal_strategy="linear", pct_start=.45, div_factor=10, final_div_factor=1000)`,
+    but where the way up and down is so short that no step would fall on it: then the second step is at the peak.
+    ConfigError where base_momentum is above max_momentum.
     Source: Smith & Topin 2019; there, too, the momentum runs against the rate and the last phase falls far below the start.
     """
-    peak, back, end = warmup * total_steps - 1, 2 * warmup * total_steps - 2, total_steps - 1
+    if base_momentum > max_momentum:
+        message = f"must be at most scheduler.max_momentum={max_momentum}, got {base_momentum}"
+        raise ConfigError([Problem("scheduler.base_momentum", message)])
+    peak, end = warmup * total_steps - 1, total_steps - 1
+    peak = peak if 2 * peak > 1 else min(1, end)
+    back = 2 * peak
     legs = (
         (0.0, peak, start_factor, 1.0, max_momentum, base_momentum),
         (peak, back, 1.0, start_factor, base_momentum, max_momentum),

@@ -47,7 +47,10 @@ def _decay_after_the_gradient(optimizer: Optimizer, arguments: tuple[Any, ...], 
 
 
 def epsilon_hat(optimizer: Optimizer) -> Optimizer:
-    """Hand an Adam back whose eps is the paper's ε̂, added to √v before v is corrected: eps = ε̂ / √(1 − β₂ᵗ) at update t."""
+    """Hand an Adam back whose eps is the paper's ε̂, added to √v before v is corrected: eps = ε̂ / √(1 − β₂ᵗ) at update t.
+
+    t is that of the group: of its first parameter that has been updated.
+    """
     optimizer.defaults["eps_hat"] = optimizer.defaults["eps"]
     for group in optimizer.param_groups:
         group["eps_hat"] = group["eps"]
