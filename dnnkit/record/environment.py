@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+@cache
 def packages() -> str:
-    """Every installed distribution as a sorted line `name==version`, ready for `pip install -r`."""
+    """Every installed distribution as a sorted line `name==version`, ready for `pip install -r`; as at the first call."""
     found = {(dist.metadata["Name"], dist.version) for dist in metadata.distributions() if dist.metadata["Name"]}
     return "".join(f"{name}=={version}\n" for name, version in sorted(found, key=lambda pair: (pair[0].lower(), pair[1])))
 

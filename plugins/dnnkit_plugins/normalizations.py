@@ -29,7 +29,7 @@ def batch_norm(
     """
     if unbiased:
         return (nn.BatchNorm1d if layer == "dense" else nn.BatchNorm2d)(features, eps, momentum)
-    return (BiasedBatchNorm1d if layer == "dense" else BiasedBatchNorm2d)(features, eps, momentum)
+    return (BiasedNorm1d if layer == "dense" else BiasedNorm2d)(features, eps, momentum)
 
 
 class _Biased(_BatchNorm):
@@ -54,11 +54,11 @@ class _Biased(_BatchNorm):
         return normalized
 
 
-class BiasedBatchNorm1d(_Biased, nn.BatchNorm1d):
+class BiasedNorm1d(_Biased, nn.BatchNorm1d):
     """For `(batch, features)`."""
 
 
-class BiasedBatchNorm2d(_Biased, nn.BatchNorm2d):
+class BiasedNorm2d(_Biased, nn.BatchNorm2d):
     """For `(batch, features, h, w)`."""
 
 
