@@ -29,6 +29,7 @@ def by_name(finishes: list[Finish]) -> dict[str, dict[str, float]]:
     return {finish.contender: finish.facts for finish in finishes}
 
 
+@pytest.mark.slow
 def test_contenders_train_equally_large_networks_for_equally_many_steps(played: tuple[list[Sample], list[Finish]]) -> None:
     facts = by_name(played[1])
     assert set(facts) == set(CONTENDERS)

@@ -167,7 +167,7 @@ MISTAKES = [
     ("~optimizer.lr", ["every key has its place"], ""),
     ("optimizer={lr: 1}", ["chosen by its name", "one by one, as optimizer.KEY=VALUE"], ""),
     ("checkpoint={mode: min}", ["one by one, as checkpoint.KEY=VALUE"], ""),
-    ("trainer=null", ["no trainer called None"], ""),
+    ("trainer=null", ["no trainer called 'null'"], ""),
     ("optimizer.lr=abc", ["'abc'", "a finite number greater than 0"], ""),
     ("optimizer.lr='0.1'", ["'0.1'", "a finite number greater than 0"], ""),
     ("seed=1.5", ["1.5", "an integer at least 0"], ""),

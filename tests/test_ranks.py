@@ -157,6 +157,7 @@ for trainer in ("cpu", "ddp_cpu", "ddp_cpu", "cpu"):
 """
 
 
+@pytest.mark.slow
 def test_runs_on_one_and_two_devices_follow_each_other_in_one_process_and_leave_it_as_it_was(workdir: Path) -> None:
     done = subprocess.run([sys.executable, "-c", IN_ONE_PROCESS], cwd=workdir, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -205,6 +206,7 @@ def test_a_killed_rank_ends_the_run_as_failed_and_names_the_rank(workdir: Path, 
     assert not workers(workdir)
 
 
+@pytest.mark.slow
 def test_the_first_rank_killed_takes_the_others_with_it(workdir: Path, endless: Callable[..., subprocess.Popen[str]]) -> None:
     process = endless("tracking=none")
     assert workers(workdir)
@@ -213,6 +215,7 @@ def test_the_first_rank_killed_takes_the_others_with_it(workdir: Path, endless: 
     wait_for(lambda: not workers(workdir), 60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_stops_all_ranks_after_the_same_minibatches(
     workdir: Path, endless: Callable[..., subprocess.Popen[str]], number: signal.Signals
@@ -254,6 +257,7 @@ dnnkit.train(dnnkit.compose([*{SHORT!r}, "trainer=ddp_cpu", "activation=own", "t
     assert "no activation is called 'own'" in (run / "rank1.log").read_text()
 
 
+@pytest.mark.slow
 def test_validation_on_two_devices_measures_what_the_checkpoint_holds(workdir: Path) -> None:
     """Without synchronisation each device has its own moving statistics; all validate with the first one's, which are saved."""
     from dnnkit.checkpoint import load_weights
@@ -298,6 +302,7 @@ def test_torchrun_makes_one_run(workdir: Path) -> None:
     [((*SHORT, "trainer=cpu"), "trainer.devices=2"), (("-m", *SHORT, "trainer=ddp_cpu", "seed=0,1"), "leave torchrun out")],
     ids=["another number of devices", "a sweep"],
 )
+@pytest.mark.slow
 def test_torchrun_is_refused_what_it_cannot_do(workdir: Path, words: tuple[str, ...], advice: str) -> None:
     done = dnnkit(workdir, *words, command=tuple(TORCHRUN))
     assert done.returncode != 0

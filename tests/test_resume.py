@@ -343,6 +343,7 @@ def test_torchrun_is_not_needed_and_refused(run: Path, monkeypatch: pytest.Monke
         resume(run, ["trainer.max_epochs=3"])
 
 
+@pytest.mark.slow
 def test_several_devices_go_on_as_one_would(workdir: Path) -> None:
     settings = ("scheduler=constant", "trainer=ddp_cpu", "trainer.devices=2", "dropout=dropout")
     whole, parts = train(*settings, "trainer.max_epochs=3"), train(*settings, "trainer.max_epochs=1")
@@ -391,6 +392,7 @@ def ask(question: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
+@pytest.mark.slow
 def test_in_mlflow_it_is_one_run_whose_changes_are_tags_and_whose_rows_are_there_once(workdir: Path) -> None:
     settings = ("tracking=mlflow", "trainer.max_epochs=3", "scheduler=constant", "trainer.log_every_n_steps=4")
     broken = killed("SIGINT", 30, *settings)

@@ -81,7 +81,9 @@ def test_axes_may_be_typed_as_settings_of_the_sweeper(word: str, composed: list[
 
 def test_every_shape_of_an_axis_is_spelt_out(composed: list[list[str]]) -> None:
     check_sweep(COMPOSER, ["activation=glob(*elu)"])
-    assert [job[0] for job in composed] == [f"activation={name}" for name in ("elu", "gelu", "leaky_relu", "relu", "selu")]
+    assert [job[0] for job in composed] == [
+        f"activation={name}" for name in ("celu", "elu", "gelu", "leaky_relu", "prelu", "relu", "rrelu", "selu")
+    ]
     composed.clear()
     check_sweep(COMPOSER, ["optimizer.lr=interval(0.1,0.5)", "model.hidden=[3],[4,5]", "seed=choice(1,2)"])
     assert ["optimizer.lr=0.5", "model.hidden=[4,5]", "seed=2"] in composed

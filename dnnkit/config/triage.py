@@ -134,7 +134,7 @@ def judge_choice(override: Override, groups: Collection[str], options: Sequence[
         return []
     if isinstance(value, dict):
         return [Problem(text, f"{group} is chosen by its name; set its members one by one, as {group}.KEY=VALUE", origin=CLI)]
-    return [replace(no_such(group, str(value), options), where=text, origin=CLI)]
+    return [replace(no_such(group, "null" if value is None else str(value), options), where=text, origin=CLI)]
 
 
 def no_such(group: str, value: str, options: Sequence[str]) -> Problem:
