@@ -368,7 +368,9 @@ def test_a_warm_up_of_their_own_as_long_as_the_run_is_refused(name: str) -> None
 
 
 def test_boundaries_past_the_run_s_end_are_never_reached() -> None:
-    prepare_run(dnnkit.compose([*SMALL, "scheduler=piecewise", "scheduler.boundaries=[10,99999]"]))
+    run = prepare_run(dnnkit.compose([*SMALL, "scheduler=piecewise", "scheduler.boundaries=[10,99999]"]))
+    assert run.cfg.values["scheduler"]["boundaries"] == [10, 99999]
+    assert set(curve("piecewise", 50, boundaries=[10, 99999], factors=[1.0, 0.5, 0.1])) == {1.0, 0.5}
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, "x", None, (0.1, 1.0), (0.1, 0.5, 0.5)])
