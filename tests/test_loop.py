@@ -257,7 +257,7 @@ def test_chunked_loop_ends_as_the_stock_loop_does(name: str, tmp_path: Path) -> 
     for size in SIZES.get(name, (7, 50)):
         chunked = train(case, size, tmp_path / f"chunked{size}")
         assert isinstance(chunked.trainer.fit_loop.epoch_loop, ChunkedEpochLoop)
-        assert chunked.trainer.fit_loop.epoch_loop._execute is not None, "fell back"
+        assert chunked.trainer.fit_loop.epoch_loop._by_chunks, "fell back"
         assert_equal(outcome(stock), outcome(chunked), name)
         seen, states = chunked.recorder.states, stock.recorder.states
         assert_equal({at: state for at, state in states.items() if at in seen or at[0] == "validation"}, seen, name)

@@ -56,7 +56,7 @@ training's examples is in the checkpoint and is done to these.
                        of classes also entropy, and mutual_information between class and weights, in nats. In .npz the arrays
                        std, entropy and mutual_information. The same numbers every time, whatever --batch-size is.
   --overwrite          replace an output file that is there
-  --batch-size N       examples at a time (default 1000)
+  --batch-size N       examples at a time (default: chosen by what the network needs for one)
   --checkpoint C       best (default), last, or fused: see dnnkit fuse
   --runs DIR           where run folders are (default: runs)
   --json               print a summary as JSON
@@ -73,7 +73,7 @@ epochs than it had; one that was stopped or killed goes on to the end that it ha
 {RUN}
 
 What may change: trainer.max_epochs, trainer.early_stopping, trainer.progress_bar, trainer.threads, trainer.chunk_size,
-tracking.wait_s, and where the data are (data.root, data.path, data.loader, data.workers, data.memory_share). Everything else
+trainer.engine, tracking.wait_s, and where the data are (data.root, data.path, data.loader, data.workers, data.memory_share). Everything else
 would make it another experiment: start a new run with it.
 
 With a schedule that does not depend on the length of the run (constant, …) the result is, bit for bit, that of a run that was
@@ -175,14 +175,14 @@ def predict_with(words: list[str]) -> int:
     problems += [Problem(word, "predict takes no overrides: the run's config is in its checkpoint") for word in given.rest[1:]]
     if problems:
         raise ConfigError(problems)
-    from dnnkit.training.predict import BATCH, predict_file
+    from dnnkit.training.predict import predict_file
 
     names = {"checkpoint": "--checkpoint", "runs": "--runs"}
     found = predict_file(
         given.rest[0],
         given.options["--input"],
         given.options["--output"],
-        batch_size=given.number("--batch-size", BATCH),
+        batch_size=given.number("--batch-size", 0) if "--batch-size" in given.options else None,
         overwrite="--overwrite" in given.flags,
         mc_samples=given.number("--mc-samples", 0),
         **{key: given.options[name] for key, name in names.items() if name in given.options},

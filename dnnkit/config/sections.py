@@ -25,7 +25,9 @@ class Trainer:
 
     Counts are in minibatches or epochs as named; `limit_*_batches` and `val_check_interval` are a count of minibatches
     or a share of an epoch. `chunk_size` is the number of minibatches that are run between two looks at the clock; it
-    changes no number. `early_stopping` is the patience in validations, null to train to the end. `sync_batch_norm`: on
+    changes no number. `engine` is how a step is run: `eager` operation by operation; `captured` as a graph, with the same
+    numbers, or not at all; `auto` captured where that is possible; `compiled` by torch.compile, equal to rounding only.
+    `early_stopping` is the patience in validations, null to train to the end. `sync_batch_norm`: on
     several devices, batch normalization over the whole minibatch instead of each device's share.
     """
 
@@ -41,6 +43,7 @@ class Trainer:
     log_every_n_steps: Count = 50
     early_stopping: Count | None = None
     chunk_size: Count = 50
+    engine: Literal["auto", "eager", "captured", "compiled"] = "auto"
     sync_batch_norm: bool = False
     progress_bar: bool = True
 

@@ -18,10 +18,11 @@ from pytorch_lightning.trainer import call
 from torch import Tensor
 
 from dnnkit.data.resident import Batches
-from dnnkit.errors import ConfigError, Problem
+from dnnkit.errors import ConfigError, Problem, nearest
 from dnnkit.loop.chunk import Chunk, chunk_of, minibatches_until, until_multiple
 from dnnkit.loop.compatible import reason_against_chunks
-from dnnkit.loop.step import Execute, choose_step, run_chunk
+from dnnkit.loop.engine import ENGINES, Engine, Wanted
+from dnnkit.loop.step import run_chunk
 from dnnkit.module import Module, Outcome, ScheduleLR
 
 log = logging.getLogger("dnnkit")
@@ -35,10 +36,14 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
     every minibatch, `advance` is the stock one, with the same numbers, and the reason is logged.
     """
 
-    def __init__(self, trainer: pl.Trainer, min_steps: int | None = None, max_steps: int = -1, chunk_size: int = 50) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, min_steps: int | None = None, max_steps: int = -1, chunk_size: int = 50, engine: Wanted = "auto"
+    ) -> None:
         super().__init__(trainer, min_steps, max_steps)
         self.chunk_size = chunk_size
-        self._execute: Execute | None = None
+        self._wanted = engine
+        self._engine: Engine | None = None
+        self._by_chunks = False
         self._reasons: set[str] = set()
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
@@ -50,17 +55,27 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
             trainer.train_dataloader.set_epoch(trainer.current_epoch)
             trainer.train_dataloader.to(trainer.strategy.root_device)
         reason = reason_against_chunks(trainer)
-        self._execute = None if reason else choose_step(trainer, self._module)
-        if reason and reason not in self._reasons:
+        self._by_chunks = reason is None
+        if reason is None:
+            self._begin_epoch()
+        elif self._wanted in ("captured", "compiled"):
+            raise ConfigError([Problem("trainer.engine", f"cannot be {self._wanted} here: {reason}", ("auto", "eager"))])
+        elif reason not in self._reasons:
             self._reasons.add(reason)
             log.warning("training goes one minibatch at a time, which is slower: %s", reason)
+
+    def _begin_epoch(self) -> None:
+        if self._engine is None or self._engine.module is not self._module:
+            self._engine = Engine(self.trainer, self._module, self._wanted)
+        else:
+            self._engine.begin_epoch()
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Run one chunk, or one minibatch where chunks cannot be.
 
         Raises StopIteration where the epoch has no minibatch left.
         """
-        if self._execute is None:
+        if not self._by_chunks:
             super().advance(data_fetcher)
             return
         if self.restarting and self._leads_to_validation(data_fetcher):
@@ -76,7 +91,7 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
         number = self.batch_progress.total.ready
         self._begin(chunk, indices)
         with trainer.profiler.profile("run_training_batch"):
-            outcome = self._run(chunk, indices, number, self._execute)
+            outcome = self._run(chunk, indices, number)
         self._count(chunk)
         self._end(chunk, indices, outcome)
 
@@ -133,13 +148,14 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
         call._call_callback_hooks(self.trainer, "on_train_batch_start", indices, chunk.stop - 1)
         _add(self.batch_progress, "started", chunk.size)
 
-    def _run(self, chunk: Chunk, indices: Tensor, number: int, execute: Execute) -> Outcome:
+    def _run(self, chunk: Chunk, indices: Tensor, number: int) -> Outcome:
+        assert self._engine is not None
         source, module, convert = self._source, self._module, self.trainer.precision_plugin.convert_input
         minibatches = source.minibatches(indices)
         if any(convert(part[:0]).dtype != part.dtype for part in (source.x, source.y)):
             minibatches = map(convert, minibatches)
         name, module._current_fx_name = module._current_fx_name, "training_step"
-        outcome = run_chunk(module, self._schedule, execute, chunk, minibatches, number)
+        outcome = run_chunk(module, self._schedule, self._engine.chunk(), chunk, minibatches, number)
         module._current_fx_name = name
         return outcome
 
@@ -183,15 +199,18 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
         return schedule
 
 
-def use_chunks(trainer: pl.Trainer, chunk_size: int = 50) -> pl.Trainer:
+def use_chunks(trainer: pl.Trainer, chunk_size: int = 50, engine: Wanted = "auto") -> pl.Trainer:
     """Give `trainer` the chunked epoch loop, `chunk_size` minibatches at most per chunk, and hand it back. Before `fit`.
 
-    The numbers do not depend on `chunk_size`.
+    `engine`: how a step is run, `eager`, `captured`, `auto` (captured where that is possible) or `compiled`. The numbers
+    depend on neither, but that those of a compiled step are equal to rounding only.
     """
+    if engine not in ENGINES:
+        raise ConfigError([Problem("engine", f"must be one of {', '.join(ENGINES)}, got {engine!r}", nearest(str(engine), ENGINES))])
     if chunk_size < 1:
         raise ConfigError([Problem("chunk_size", f"must be at least 1, got {chunk_size}")])
     stock = trainer.fit_loop.epoch_loop
-    trainer.fit_loop.epoch_loop = ChunkedEpochLoop(trainer, stock.min_steps, stock.max_steps, chunk_size)
+    trainer.fit_loop.epoch_loop = ChunkedEpochLoop(trainer, stock.min_steps, stock.max_steps, chunk_size, engine)
     return trainer
 
 

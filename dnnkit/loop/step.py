@@ -20,8 +20,7 @@ class Execute(Protocol):
     """Does one minibatch: x `(batch, *inputs)`, y `(batch, ...)`, and on several devices the weight of its share.
 
     `opens`: clear the gradients first. `closes`: clip and update afterwards. In between the minibatch's gradient, over
-    the number of minibatches in a group, is added. Everything else about a step is the caller's: a captured graph that
-    does the same slots in here.
+    the number of minibatches in a group, is added. Everything else about a step is the caller's.
     """
 
     def __call__(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
@@ -29,16 +28,11 @@ class Execute(Protocol):
         ...
 
 
-def choose_step(trainer: pl.Trainer, module: Module) -> Execute:
-    """How this run executes a minibatch."""
-    return eager_step(trainer, module)
-
-
 def eager_step(trainer: pl.Trainer, module: Module) -> Execute:
     """Operation by operation, as Lightning's automatic optimization would."""
     optimizer, accumulate = trainer.optimizers[0], trainer.accumulate_grad_batches
     clip_value, clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
-    forward, autocast, unsynchronised = _forward(trainer, module), _autocast(trainer), _unsynchronised(trainer)
+    forward, autocast, unsynchronised = _forward(trainer, module), autocast_of(trainer), _unsynchronised(trainer)
 
     def execute(x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
         if opens:
@@ -88,7 +82,8 @@ def _forward(trainer: pl.Trainer, module: Module) -> Callable[[Tensor, Tensor, f
     return lambda x, y, weight: strategy._forward_redirection(strategy.model, module, "objective", x, y, weight)  # type: ignore[arg-type, return-value]
 
 
-def _autocast(trainer: pl.Trainer) -> Callable[[], AbstractContextManager[None]]:
+def autocast_of(trainer: pl.Trainer) -> Callable[[], AbstractContextManager[None]]:
+    """The context in which this run's precision has a forward pass."""
     # Plain 32-bit precision has an empty context: not entering it saves two generators per minibatch.
     return nullcontext if type(trainer.precision_plugin) is Precision else trainer.precision_plugin.train_step_context
 

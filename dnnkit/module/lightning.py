@@ -78,12 +78,16 @@ class Module(pl.LightningModule):
         The weight is that of a device's share of a minibatch, so that the mean over the devices of weight · loss is the
         minibatch's loss.
         """
-        output = self.net(x)
+        return self.objective_of(self.net, x, y, weight)
+
+    def objective_of(self, net: nn.Module, x: Tensor, y: Tensor, weight: float = 1.0) -> Outcome:
+        """`objective` of a network in the place of this one's, such as a copy."""
+        output = net(x)
         loss = self.task.loss(output, y)
         weighted = loss if weight == 1.0 else weight * loss
         if self.recipe.penalty is None:
             return Outcome(weighted, loss, output, None)
-        penalty = self.recipe.penalty(self.net)
+        penalty = self.recipe.penalty(net)
         return Outcome(weighted + penalty, loss, output, penalty)
 
     def flush_due(self, step: int, index: int) -> bool:
@@ -271,12 +275,16 @@ class Module(pl.LightningModule):
             self.log_dict(values, logger=False)
             self._journal(values, self.trainer.global_step)
 
-    def _measure(self, stage: str) -> None:
+    def _whole_pass(self) -> tuple[Tensor, Tensor]:
+        """Predictions and targets of all examples, of which nothing else is kept."""
         predictions, targets = (list(part) for part in zip(*self._passing, strict=True))
         self._passing.clear()
         if several():
             predictions, targets = gather_batches(predictions), gather_batches(targets)
-        prediction, target = torch.cat(predictions), torch.cat(targets)
+        return _joined(predictions), _joined(targets)
+
+    def _measure(self, stage: str) -> None:
+        prediction, target = self._whole_pass()
         self.evaluations[stage] = Evaluation(prediction, target)
         values = {f"{stage}/{name}": f(prediction, target) for name, f in {"loss": self.task.loss, **self.task.metrics}.items()}
         step, trainer = self.trainer.global_step, self.trainer
@@ -284,12 +292,24 @@ class Module(pl.LightningModule):
         self.log_dict(values, logger=False, prog_bar=True, batch_size=len(target))
         if trainer.sanity_checking:
             return
-        fitting, measured = stage == "val" and trainer.state.fn == "fit", {key: float(value) for key, value in values.items()}
+        fitting, measured = stage == "val" and trainer.state.fn == "fit", _floats(values)
         if fitting:
             _check_finite("val/loss", measured["val/loss"], step)
         self._journal(measured, step)
         if fitting:
             self._tell(measured, step)
+
+
+def _floats(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars as numbers; those on a GPU come together, so that it is waited for once."""
+    on_gpu = {key: value.detach().double() for key, value in values.items() if isinstance(value, Tensor) and value.is_cuda}
+    arrived = dict(zip(on_gpu, torch.stack(list(on_gpu.values())).tolist(), strict=True)) if on_gpu else {}
+    return {key: arrived[key] if key in arrived else float(value) for key, value in values.items()}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One after the other; a single part as it is, without another copy of it."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _check_finite(key: str, value: float, step: int) -> None:

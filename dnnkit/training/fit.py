@@ -21,16 +21,17 @@ from dnnkit.config import Config, Trainer
 from dnnkit.data import DataSet, Split
 from dnnkit.data.loaders import evaluation_batches, training_batches
 from dnnkit.data.resident import Batches
+from dnnkit.data.sizing import evaluation_batch
 from dnnkit.diagnostics import as_metrics
 from dnnkit.errors import CheckpointError, Interrupted
 from dnnkit.loop import use_chunks
 from dnnkit.loop.strategy import RankStrategy, leave_signals_alone
 from dnnkit.loop.synced import SyncBatchNorm
 from dnnkit.module import Module
-from dnnkit.record import RunFolder, config_digest, read_journal
+from dnnkit.record import RunFolder, config_digest
 from dnnkit.record.figures import confusion_matrix, learning_curves, learning_rate
 from dnnkit.record.identity import version
-from dnnkit.record.journal import METRICS
+from dnnkit.record.journal import METRICS, last_values
 from dnnkit.training.assemble import augment, monitor
 from dnnkit.training.callbacks import Bar, Clock, JournalLogger, StopOnSignal
 from dnnkit.training.diagnose import Diagnosis
@@ -104,10 +105,10 @@ def fit_and_test(
         if trainer.global_step < total_steps(cfg.values, len(data.train.y)):
             _tell_early_stop(trainer, best, console)
         _take_best(best, module)
-        trainer.test(module, _evaluation(cfg, settings, data.test, place).to(device), verbose=False)
+        trainer.test(module, _evaluation(cfg, settings, data.test, place, module, device), verbose=False)
     _draw(folder)
     _draw_confusion(folder, module, data)
-    return {row.key: row.value for row in read_journal(folder.path / METRICS)}
+    return last_values(folder.path / METRICS)
 
 
 def train_along(
@@ -124,7 +125,7 @@ def train_along(
         each.keep_the_end(trainer)  # the first rank writes, while the others wait
         if not stop.agreed:
             _take_best(best, module)
-            trainer.test(module, _evaluation(cfg, settings, data.test, place).to(device), verbose=False)
+            trainer.test(module, _evaluation(cfg, settings, data.test, place, module, device), verbose=False)
 
 
 def _fit(
@@ -138,7 +139,8 @@ def _fit(
     point: Path | None,
 ) -> None:
     """Train, from the start or from the epoch's end that `point` holds."""
-    train, validation = _training(cfg, settings, data, place).to(device), _evaluation(cfg, settings, data.validation, place).to(device)
+    train = _training(cfg, settings, data, place).to(device)
+    validation = _evaluation(cfg, settings, data.validation, place, module, device, settings.limit_val_batches)
     if point is not None and str(settings.precision) == "64":
         module.double()  # Lightning converts it after it has loaded the weights, which would be rounded
     trainer.fit(module, train, validation, ckpt_path=point, weights_only=None if point is None else True)
@@ -161,8 +163,12 @@ def _training(cfg: Config, settings: Trainer, data: DataSet, place: Place) -> Ba
     )
 
 
-def _evaluation(cfg: Config, settings: Trainer, split: Split, place: Place) -> Batches:
-    return evaluation_batches(*in_precision(split, settings), rank=place.rank, world=place.world, workers=cfg.values["data"]["workers"])
+def _evaluation(
+    cfg: Config, settings: Trainer, split: Split, place: Place, module: Module, device: torch.device, limit: int | float = 1.0
+) -> Batches:
+    x, y = in_precision(split, settings)
+    size, workers = evaluation_batch(module.net, x.shape[1:], x.dtype, device, limit), cfg.values["data"]["workers"]
+    return evaluation_batches(x, y, size, rank=place.rank, world=place.world, workers=workers).to(device)
 
 
 def _best(cfg: Config, task: str, folder: RunFolder, point: Path | None) -> Best:
@@ -206,7 +212,7 @@ def _trainer(
         num_sanity_val_steps=0,
         default_root_dir=folder.path,
     )
-    return use_chunks(leave_signals_alone(trainer) if place.world > 1 else trainer, settings.chunk_size)
+    return use_chunks(leave_signals_alone(trainer) if place.world > 1 else trainer, settings.chunk_size, settings.engine)
 
 
 def _devices(settings: Trainer, place: Place) -> dict[str, Any]:

@@ -21,8 +21,7 @@ from dnnkit.record.journal import cut_journals
 from dnnkit.sender.address import uri_of
 from dnnkit.sender.rewind import rewound
 from dnnkit.training.devices import choose_threads
-from dnnkit.training.evaluate import fingerprint_of
-from dnnkit.training.finished import FinishedRun, find_run, read_run, threads_of, with_overrides
+from dnnkit.training.finished import FinishedRun, find_run, fingerprint_of, read_run, threads_of, with_overrides
 from dnnkit.training.keeping import EPOCH, LAST, epochs_done, waited
 from dnnkit.training.place import Place
 from dnnkit.training.run import Prepared, carry_out, equipment, prepare_run
@@ -37,6 +36,7 @@ MAY_CHANGE = (
     "trainer.progress_bar",
     "trainer.threads",
     "trainer.chunk_size",
+    "trainer.engine",
     "tracking.wait_s",
     "data.root",
     "data.path",

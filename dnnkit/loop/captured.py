@@ -1,0 +1,177 @@
+"""One network's step as a program, made for one shape of minibatch and found equal to the step run operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from dnnkit.loop.graph import Objective, Tensors, Traced, trace
+from dnnkit.loop.program import Program, program
+from dnnkit.loop.verify import Close, Trial, attempt, difference, same_bits, side_effects
+from dnnkit.loop.watch import hooked
+from dnnkit.module import Outcome
+
+Kind = Literal["captured", "compiled"]
+
+#: How far a compiled step may be from an eager one, in the norm of each tensor, as a part of its own norm.
+COMPILED_BOUND = 1e-4
+
+
+class CannotCapture(Exception):
+    """The step cannot be run as a graph; the text says why, as the end of a sentence."""
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """Forward, loss and backward of minibatches of one shape, as a program."""
+
+    program: Program
+    reached: list[Parameter]
+    penalized: bool
+    net: nn.Module
+    read: list[Tensor]
+    places: list[int]
+    copied: frozenset[int] = field(default=frozenset())
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Outcome, list[Tensor]]:
+        """What the minibatch gives, and the gradient of each parameter that takes part, in memory of its own."""
+        with torch.no_grad():
+            total, loss, output, *rest = self.program(x, y)
+            penalty = rest.pop(0) if self.penalized else None
+            for index in self.copied:
+                rest[index] = torch.empty_like(self.reached[index]).copy_(rest[index])
+        return Outcome(total, loss, output, penalty), rest
+
+    @property
+    def moved(self) -> bool:
+        """Whether somebody has put the network's tensors into other memory, so that the program no longer reads them."""
+        return [tensor.data_ptr() for tensor in self.read] != self.places
+
+
+def capture(
+    net: nn.Module,
+    objective: Objective,
+    x: Tensor,
+    y: Tensor,
+    divisor: int,
+    autocast: Callable[[], AbstractContextManager[None]],
+    kind: Kind = "captured",
+) -> StepGraph:
+    """The step of `objective` of `net`, for minibatches like (x, y).
+
+    It is compared with the same step run operation by operation, on (x, y) and on its examples the other way round: losses,
+    output, gradients, buffers and what was drawn at random must be equal to the last bit (`compiled`: to `COMPILED_BOUND`).
+    Weights, gradients, buffers and random generators are left as they were.
+
+    Raises CannotCapture, with the reason.
+    """
+    reason = hooked(net)
+    if reason is not None:
+        raise CannotCapture(reason)
+    eager = partial(_eager, net, objective, divisor=divisor, autocast=autocast)
+    reason = side_effects(net, lambda copied: _eager(copied, objective, x, y, divisor, autocast))
+    if reason is not None:
+        raise CannotCapture(reason)
+    batches = ((x, y), (x.flip(0), y.flip(0)))
+    wanted = [attempt(net, partial(eager, *batch)) for batch in batches]
+    try:
+        traced = trace(net, objective, x, y, divisor, autocast)
+    except Exception as error:
+        raise CannotCapture(f"its operations cannot be recorded ({_first_line(error)})") from error
+    reason = None
+    for made in _programs(traced, Tensors.of(net), kind):
+        try:
+            step, reason = _verified(_step_graph(net, *made), batches, wanted, kind)
+        except Exception as error:
+            step, reason = None, f"running it failed ({_first_line(error)})"
+        if step is not None:
+            return step
+    raise CannotCapture(f"run as a graph, {reason}")
+
+
+def _programs(traced: Traced, tensors: Tensors, kind: Kind) -> list[tuple[Program, list[Parameter], bool]]:
+    reached = [parameter for parameter, there in zip(tensors.trained, traced.reached, strict=True) if there]
+    values = tensors.values()
+    if kind == "compiled":
+        from dnnkit.loop.compiled import compiled
+
+        return [(compiled(traced.module, values), reached, traced.penalized)]
+    return [(program(traced.module, values, short), reached, traced.penalized) for short in (True, False)]
+
+
+def _step_graph(net: nn.Module, run: Program, reached: list[Parameter], penalized: bool) -> StepGraph:
+    tensors = Tensors.of(net)
+    read = [*tensors.parameters.values(), *tensors.buffers.values()]
+    return StepGraph(run, reached, penalized, net, read, [tensor.data_ptr() for tensor in read])
+
+
+def _verified(
+    step: StepGraph, batches: tuple[tuple[Tensor, Tensor], ...], wanted: list[Trial], kind: Kind
+) -> tuple[StepGraph | None, str | None]:
+    """The step, with the copies that it needs, or None and what it does otherwise than the eager one."""
+    close: Close = same_bits if kind == "captured" else _near
+    step = _with_own_memory(step, *batches[0], wanted[0])
+    for batch, eager in zip(batches, wanted, strict=True):
+        reason = difference(eager, attempt(step.net, partial(_captured, step, *batch)), close)
+        if reason is not None:
+            return None, reason
+    return step, None
+
+
+def _with_own_memory(step: StepGraph, x: Tensor, y: Tensor, wanted: Trial) -> StepGraph:
+    """With copies of the gradients that share memory with something else, or lie in it otherwise than autograd would leave them."""
+    found: list[set[int]] = []
+    strides = [gradient.stride() for gradient in wanted.gradients if gradient is not None]
+
+    def look() -> tuple[Tensor, ...]:
+        outcome, gradients = step(x, y)
+        others = [tensor.untyped_storage().data_ptr() for tensor in (x, y, *outcome, *Tensors.of(step.net).values()) if tensor is not None]
+        own = [gradient.untyped_storage().data_ptr() for gradient in gradients]
+        found.append(
+            {
+                index
+                for index, gradient in enumerate(gradients)
+                if own[index] in others or own[index] in own[:index] or gradient.stride() != strides[index]
+            }
+        )
+        return ()
+
+    attempt(step.net, look)
+    return replace(step, copied=frozenset(found[0]))
+
+
+def _eager(
+    net: nn.Module, objective: Objective, x: Tensor, y: Tensor, divisor: int, autocast: Callable[[], AbstractContextManager[None]]
+) -> tuple[Tensor, ...]:
+    with autocast():
+        outcome = objective(net, x, y)
+    (outcome.total / divisor if divisor > 1 else outcome.total).backward()  # type: ignore[no-untyped-call]
+    return tuple(value for value in outcome if value is not None)
+
+
+def _captured(step: StepGraph, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    outcome, gradients = step(x, y)
+    for parameter, gradient in zip(step.reached, gradients, strict=True):
+        parameter.grad = gradient
+    return tuple(value for value in outcome if value is not None)
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    apart = torch.linalg.vector_norm(one.double() - other.double())
+    return bool(apart <= COMPILED_BOUND * torch.linalg.vector_norm(one.double()).clamp(min=1e-12))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,0 +1,170 @@
+"""How a run executes its minibatches: operation by operation, or as a graph that is equal to that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from typing import Literal, get_args
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from dnnkit.data.resident import Batches, share
+from dnnkit.errors import ConfigError, Problem
+from dnnkit.loop.captured import CannotCapture, Kind, StepGraph, capture
+from dnnkit.loop.graph import Tensors
+from dnnkit.loop.step import Execute, autocast_of, eager_step
+from dnnkit.loop.synced import SyncedBatchNorm
+from dnnkit.loop.watch import fingerprint
+from dnnkit.module import Module, Outcome
+from dnnkit.module.gather import several
+
+log = logging.getLogger("dnnkit")
+
+Wanted = Literal["auto", "eager", "captured", "compiled"]
+ENGINES: tuple[str, ...] = get_args(Wanted)
+
+#: So many different graphs of one network are made; a network that goes on changing runs operation by operation.
+_GRAPHS = 8
+
+
+class Engine:
+    """Executes the minibatches of one fit of `module`.
+
+    A graph is made at the first whole minibatch, and again when the network is no longer what it was made for: another
+    mode, another setting of a layer, a part that is frozen or no longer frozen. Minibatches of another size, an epoch's
+    ragged last one, run operation by operation; so does everything where a graph cannot be had, with the reason in the log.
+
+    Raises ConfigError there if `wanted` is `captured` or `compiled`.
+    """
+
+    def __init__(self, trainer: pl.Trainer, module: Module, wanted: Wanted) -> None:
+        self.module = module
+        self._trainer, self._wanted = trainer, wanted
+        self._kind: Kind = "compiled" if wanted == "compiled" else "captured"
+        self._given_up = wanted == "eager"
+        self._graphs: dict[Hashable, StepGraph] = {}
+        self._state: Hashable = None
+        self._step: StepGraph | None = None
+        self._made = 0
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Take over what callbacks may have changed about the trainer."""
+        trainer, source = self._trainer, self._trainer.train_dataloader
+        assert isinstance(source, Batches)
+        self._eager = eager_step(trainer, self.module)
+        self._optimizer = trainer.optimizers[0]
+        mine = share(source.batch_size, source.rank, source.world)
+        size = mine.stop - mine.start
+        self._whole = size, size * source.world / source.batch_size  # of a minibatch that is not an epoch's ragged last one
+
+    def chunk(self) -> Execute:
+        """How the minibatches of the next chunk are executed."""
+        if self._given_up:
+            return self._eager
+        state = fingerprint(self.module.net)
+        if _on_any_rank(state != self._state or (self._step is not None and self._step.moved)):
+            self._state = state
+            # Ranks make their graphs together: whether one of them has made it before is its own affair.
+            self._step = None if several() else self._graphs.get(state)
+        self._optimized: list[Parameter] = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        return self._execute
+
+    def _execute(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
+        if self._given_up or (len(x), weight) != self._whole:
+            return self._eager(x, y, opens, closes, weight)
+        step = self._step
+        if step is None or (step.moved and not several()):
+            step = self._step = self._new_graph(x, y, weight)
+            if step is None:
+                return self._eager(x, y, opens, closes, weight)
+        if opens:
+            for parameter in self._optimized:
+                parameter.grad = None
+        outcome, gradients = step(x, y)
+        _add(step.reached, gradients)
+        if closes:
+            self._update(step)
+        return outcome
+
+    def _update(self, step: StepGraph) -> None:
+        trainer, optimizer = self._trainer, self._optimizer
+        if several():
+            _average(step.reached, trainer.world_size)
+        self.module.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+        optimizer.step()
+
+    def _new_graph(self, x: Tensor, y: Tensor, weight: float) -> StepGraph | None:
+        """The graph for minibatches like this one; None where they have to be run operation by operation."""
+        module, step = self.module, None
+        try:
+            self._check()
+            step = capture(
+                module.net,
+                lambda net, x, y: module.objective_of(net, x, y, weight),
+                x,
+                y,
+                self._trainer.accumulate_grad_batches,
+                autocast_of(self._trainer),
+                self._kind,
+            )
+            if several() and len(step.reached) < len(Tensors.of(module.net).trained):
+                raise CannotCapture("some parameters take no part in the loss")
+            reason = "another rank could not make its graph"
+        except CannotCapture as cannot:
+            reason, step = str(cannot), None
+        if _on_any_rank(step is None):
+            self._give_up(reason)
+            return None
+        assert step is not None
+        self._graphs[self._state] = step
+        return step
+
+    def _check(self) -> None:
+        self._made += 1
+        module = self.module
+        if self._made > _GRAPHS:
+            raise CannotCapture(f"the network has changed its modes, settings or tensors {_GRAPHS} times")
+        if (type(module).objective, type(module).objective_of) != (Module.objective, Module.objective_of):
+            raise CannotCapture(f"{type(module).__name__} has an objective of its own")
+        if several() and any(isinstance(layer, SyncedBatchNorm | nn.SyncBatchNorm) for layer in module.net.modules()):
+            raise CannotCapture("the devices exchange statistics within a forward pass")
+
+    def _give_up(self, reason: str) -> None:
+        if self._wanted != "auto":
+            raise ConfigError([Problem("trainer.engine", f"cannot be {self._wanted} here: {reason}", ("auto", "eager"))])
+        log.warning("training steps run operation by operation, which is slower: %s", reason)
+        self._given_up, self._step = True, None
+        self._graphs.clear()
+
+
+def _add(parameters: list[Parameter], gradients: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad.add_(gradient)
+
+
+def _average(parameters: list[Parameter], world: int) -> None:
+    """The mean of the gradients over all ranks, in one exchange for each type of number."""
+    for dtype in sorted({parameter.dtype for parameter in parameters}, key=str):
+        gradients = [parameter.grad for parameter in parameters if parameter.dtype == dtype and parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).mul_(1 / world)
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _on_any_rank(here: bool) -> bool:
+    """Whether it is so on one rank at least; all have to ask together."""
+    if not several():
+        return here
+    flag = torch.tensor(float(here))
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)

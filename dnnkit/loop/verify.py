@@ -1,0 +1,115 @@
+"""A captured step against the same step run operation by operation, on the same minibatch: equal to the last bit, or not used."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dnnkit.data.resident import default_generator
+from dnnkit.loop.graph import Tensors
+from dnnkit.loop.watch import fingerprint, outside_randomness
+
+Close = Callable[[Tensor, Tensor], bool]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one run of forward and backward leaves: results, gradients by trained parameter (None: none), buffers, randomness."""
+
+    results: tuple[Tensor, ...]
+    gradients: tuple[Tensor | None, ...]
+    buffers: tuple[Tensor, ...]
+    randomness: tuple[Tensor, ...]
+
+
+@contextmanager
+def undone(net: nn.Module) -> Iterator[None]:
+    """Afterwards buffers, gradients and random generators, torch's, Python's and NumPy's, are as before."""
+    tensors = Tensors.of(net)
+    buffers = [buffer.clone() for buffer in tensors.buffers.values()]
+    gradients = [parameter.grad for parameter in tensors.parameters.values()]
+    python, numpy, generators = random.getstate(), np.random.get_state(), [(g, g.get_state()) for g in _generators(net)]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for generator, state in generators:
+            generator.set_state(state)
+        with torch.no_grad():
+            for buffer, value in zip(tensors.buffers.values(), buffers, strict=True):
+                buffer.copy_(value)
+        for parameter, gradient in zip(tensors.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+
+
+def attempt(net: nn.Module, run: Callable[[], tuple[Tensor, ...]]) -> Trial:
+    """What `run`, which returns results and leaves gradients in the parameters, does; afterwards all is as before."""
+    tensors = Tensors.of(net)
+    with undone(net):
+        for parameter in tensors.parameters.values():
+            parameter.grad = None
+        results = run()
+        return Trial(
+            tuple(result.detach().clone() for result in results),
+            tuple(parameter.grad for parameter in tensors.trained),
+            tuple(buffer.clone() for buffer in tensors.buffers.values()),
+            tuple(generator.get_state() for generator in _generators(net)),
+        )
+
+
+def side_effects(net: nn.Module, run: Callable[[nn.Module], object]) -> str | None:
+    """What `run` of a copy of `net` changes that a graph would not: None where there is nothing."""
+    try:
+        copied = copy.deepcopy(net)
+    except Exception as error:
+        return f"the network cannot be copied, to see what it changes ({type(error).__name__}: {error})"
+    with undone(copied):
+        before, randomness = fingerprint(copied), outside_randomness()
+        run(copied)
+        if fingerprint(copied) != before:
+            return "the network changes its own attributes in a forward pass"
+        if outside_randomness() != randomness:
+            return "the network draws from Python's or NumPy's random numbers"
+    return None
+
+
+def difference(eager: Trial, captured: Trial, close: Close) -> str | None:
+    """Where two trials differ; None where they do not."""
+    pairs = (
+        ("results", eager.results, captured.results),
+        ("gradients", eager.gradients, captured.gradients),
+        ("buffers", eager.buffers, captured.buffers),
+    )
+    for what, ours, theirs in pairs:
+        if not _alike(ours, theirs, close):
+            return f"its {what} differ"
+    if not _alike(eager.randomness, captured.randomness, same_bits):
+        return "it draws other random numbers"
+    return None
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal to the last bit, NaN included."""
+    if (one.dtype, one.shape, one.device) != (other.dtype, other.shape, other.device):
+        return False
+    return torch.equal(*(tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (one, other)))
+
+
+def _alike(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None], close: Close) -> bool:
+    return len(ours) == len(theirs) and all(
+        (one is None) == (other is None) and (one is None or other is None or close(one, other))
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def _generators(net: nn.Module) -> list[torch.Generator]:
+    devices = {parameter.device for parameter in net.parameters()} | {torch.device("cpu")}
+    return [default_generator(device) for device in sorted(devices, key=str)]
