@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,13 +14,15 @@ from torch.nn import Parameter
 
 from dnnkit.loop.graph import Objective, Tensors, Traced, trace
 from dnnkit.loop.program import Program, program
-from dnnkit.loop.verify import Close, Trial, attempt, difference, same_bits, side_effects
+from dnnkit.loop.replay import Record, record_on_gpu, replayed
+from dnnkit.loop.verify import Trial, attempt, difference, equal, near, side_effects, undone
 from dnnkit.loop.watch import hooked
 from dnnkit.module import Outcome
+from dnnkit.module.gather import several
 
 Kind = Literal["captured", "compiled"]
 
-#: How far a compiled step may be from an eager one, in the norm of each tensor, as a part of its own norm.
+#: How far a compiled step may be from an eager one: the norm of the difference of all gradients (results, buffers), over theirs.
 COMPILED_BOUND = 1e-4
 
 
@@ -85,10 +87,12 @@ def capture(
         traced = trace(net, objective, x, y, divisor, autocast)
     except Exception as error:
         raise CannotCapture(f"its operations cannot be recorded ({_first_line(error)})") from error
+    # Gradients that are added up must not lie where the next minibatch's are put.
+    kept = (4 if traced.penalized else 3) + (len(traced.reached) if divisor > 1 else 0)
     reason = None
-    for made in _programs(traced, Tensors.of(net), kind):
+    for make in _programs(traced, net, x, y, kept, kind):
         try:
-            step, reason = _verified(_step_graph(net, *made), batches, wanted, kind)
+            step, reason = _verified(_step_graph(net, make(), traced), batches, wanted, kind)
         except Exception as error:
             step, reason = None, f"running it failed ({_first_line(error)})"
         if step is not None:
@@ -96,30 +100,40 @@ def capture(
     raise CannotCapture(f"run as a graph, {reason}")
 
 
-def _programs(traced: Traced, tensors: Tensors, kind: Kind) -> list[tuple[Program, list[Parameter], bool]]:
-    reached = [parameter for parameter, there in zip(tensors.trained, traced.reached, strict=True) if there]
-    values = tensors.values()
+def _programs(traced: Traced, net: nn.Module, x: Tensor, y: Tensor, kept: int, kind: Kind) -> Iterator[Callable[[], Program]]:
+    """Ways to make a program of a graph, the fastest first."""
+    values = Tensors.of(net).values()
     if kind == "compiled":
         from dnnkit.loop.compiled import compiled
 
-        return [(compiled(traced.module, values), reached, traced.penalized)]
-    return [(program(traced.module, values, short), reached, traced.penalized) for short in (True, False)]
+        yield lambda: compiled(traced.module, values)
+        return
+    if x.is_cuda and not several():
+        yield lambda: _recorded(net, program(traced.module, values), x, y, kept)
+    yield lambda: program(traced.module, values)
+    yield lambda: program(traced.module, values, short=False)
 
 
-def _step_graph(net: nn.Module, run: Program, reached: list[Parameter], penalized: bool) -> StepGraph:
+def _recorded(net: nn.Module, run: Program, x: Tensor, y: Tensor, kept: int, record: Record = record_on_gpu) -> Program:
+    with undone(net):
+        return replayed(run, x, y, kept, record)
+
+
+def _step_graph(net: nn.Module, run: Program, traced: Traced) -> StepGraph:
     tensors = Tensors.of(net)
+    reached = [parameter for parameter, there in zip(tensors.trained, traced.reached, strict=True) if there]
     read = [*tensors.parameters.values(), *tensors.buffers.values()]
-    return StepGraph(run, reached, penalized, net, read, [tensor.data_ptr() for tensor in read])
+    return StepGraph(run, reached, traced.penalized, net, read, [tensor.data_ptr() for tensor in read])
 
 
 def _verified(
     step: StepGraph, batches: tuple[tuple[Tensor, Tensor], ...], wanted: list[Trial], kind: Kind
 ) -> tuple[StepGraph | None, str | None]:
     """The step, with the copies that it needs, or None and what it does otherwise than the eager one."""
-    close: Close = same_bits if kind == "captured" else _near
+    alike = equal if kind == "captured" else near(COMPILED_BOUND)
     step = _with_own_memory(step, *batches[0], wanted[0])
     for batch, eager in zip(batches, wanted, strict=True):
-        reason = difference(eager, attempt(step.net, partial(_captured, step, *batch)), close)
+        reason = difference(eager, attempt(step.net, partial(_captured, step, *batch)), alike)
         if reason is not None:
             return None, reason
     return step, None
@@ -161,15 +175,6 @@ def _captured(step: StepGraph, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     for parameter, gradient in zip(step.reached, gradients, strict=True):
         parameter.grad = gradient
     return tuple(value for value in outcome if value is not None)
-
-
-def _near(one: Tensor, other: Tensor) -> bool:
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    if not one.is_floating_point():
-        return torch.equal(one, other)
-    apart = torch.linalg.vector_norm(one.double() - other.double())
-    return bool(apart <= COMPILED_BOUND * torch.linalg.vector_norm(one.double()).clamp(min=1e-12))
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,8 @@ from dnnkit.data.resident import default_generator
 from dnnkit.loop.graph import Tensors
 from dnnkit.loop.watch import fingerprint, outside_randomness
 
-Close = Callable[[Tensor, Tensor], bool]
+Alike = Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], bool]
+"""Whether what one run left is what the other left, tensor by tensor."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def side_effects(net: nn.Module, run: Callable[[nn.Module], object]) -> str | No
     return None
 
 
-def difference(eager: Trial, captured: Trial, close: Close) -> str | None:
+def difference(eager: Trial, captured: Trial, alike: Alike) -> str | None:
     """Where two trials differ; None where they do not."""
     pairs = (
         ("results", eager.results, captured.results),
@@ -89,9 +90,9 @@ def difference(eager: Trial, captured: Trial, close: Close) -> str | None:
         ("buffers", eager.buffers, captured.buffers),
     )
     for what, ours, theirs in pairs:
-        if not _alike(ours, theirs, close):
+        if not alike(ours, theirs):
             return f"its {what} differ"
-    if not _alike(eager.randomness, captured.randomness, same_bits):
+    if not equal(eager.randomness, captured.randomness):
         return "it draws other random numbers"
     return None
 
@@ -103,9 +104,29 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(*(tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (one, other)))
 
 
-def _alike(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None], close: Close) -> bool:
+def equal(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> bool:
+    """To the last bit."""
+    return _paired(ours, theirs) and all(
+        one is None or other is None or same_bits(one, other) for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def near(bound: float) -> Alike:
+    """To within `bound` of the norm of all of them together: a tensor of nothing but rounding has no norm to be measured by."""
+
+    def alike(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> bool:
+        if not _paired(ours, theirs):
+            return False
+        pairs = [(one.double(), other.double()) for one, other in zip(ours, theirs, strict=True) if one is not None and other is not None]
+        apart = sum(float((one - other).square().sum()) for one, other in pairs)
+        return apart <= bound**2 * sum(float(one.square().sum()) for one, _ in pairs)
+
+    return alike
+
+
+def _paired(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> bool:
     return len(ours) == len(theirs) and all(
-        (one is None) == (other is None) and (one is None or other is None or close(one, other))
+        one is other if one is None or other is None else (one.dtype, one.shape) == (other.dtype, other.shape)
         for one, other in zip(ours, theirs, strict=True)
     )
 
