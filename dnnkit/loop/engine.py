@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Hashable
 from typing import Literal, get_args
 
@@ -27,6 +28,9 @@ log = logging.getLogger("dnnkit")
 Wanted = Literal["auto", "eager", "captured", "compiled"]
 ENGINES: tuple[str, ...] = get_args(Wanted)
 
+#: For fewer minibatches a graph takes longer to make than it saves: about a quarter of a second, and a third of a millisecond each.
+_WORTHWHILE = 500
+_EQUAL = {"captured": "captured and found equal to the eager ones", "compiled": "compiled, equal to the eager ones up to rounding"}
 #: So many different graphs of one network are made; a network that goes on changing runs operation by operation.
 _GRAPHS = 8
 
@@ -38,6 +42,8 @@ class Engine:
     mode, another setting of a layer, a part that is frozen or no longer frozen. Minibatches of another size, an epoch's
     ragged last one, run operation by operation; so does everything where a graph cannot be had, with the reason in the log.
 
+    `auto` makes its graph after the first chunk, which need not wait for it, and for long enough runs only.
+
     Raises ConfigError there if `wanted` is `captured` or `compiled`.
     """
 
@@ -46,6 +52,8 @@ class Engine:
         self._trainer, self._wanted = trainer, wanted
         self._kind: Kind = "compiled" if wanted == "compiled" else "captured"
         self._given_up = wanted == "eager"
+        self._undecided = wanted == "auto"
+        self._chunks = 0
         self._graphs: dict[Hashable, StepGraph] = {}
         self._state: Hashable = None
         self._step: StepGraph | None = None
@@ -64,15 +72,27 @@ class Engine:
 
     def chunk(self) -> Execute:
         """How the minibatches of the next chunk are executed."""
-        if self._given_up:
+        self._chunks += 1
+        if self._given_up or (self._undecided and not self._pays()):
             return self._eager
         state = fingerprint(self.module.net)
-        if _on_any_rank(state != self._state or (self._step is not None and self._step.moved)):
+        if self._on_any_rank(state != self._state or (self._step is not None and self._step.moved)):
             self._state = state
             # Ranks make their graphs together: whether one of them has made it before is its own affair.
             self._step = None if several() else self._graphs.get(state)
         self._optimized: list[Parameter] = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         return self._execute
+
+    def _pays(self) -> bool:
+        """Whether it is time for a graph; where too little is left to train, that is the end of it."""
+        if self._chunks == 1:
+            return False
+        trainer, self._undecided = self._trainer, False
+        left = (trainer.estimated_stepping_batches - trainer.global_step) * trainer.accumulate_grad_batches
+        if left < _WORTHWHILE:
+            log.info("training steps run operation by operation: for %d minibatches more, a graph would not pay", left)
+            self._given_up = True
+        return not self._given_up
 
     def _execute(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
         if self._given_up or (len(x), weight) != self._whole:
@@ -100,7 +120,7 @@ class Engine:
 
     def _new_graph(self, x: Tensor, y: Tensor, weight: float) -> StepGraph | None:
         """The graph for minibatches like this one; None where they have to be run operation by operation."""
-        module, step = self.module, None
+        module, step, began = self.module, None, time.perf_counter()
         try:
             self._check()
             step = capture(
@@ -117,12 +137,21 @@ class Engine:
             reason = "another rank could not make its graph"
         except CannotCapture as cannot:
             reason, step = str(cannot), None
-        if _on_any_rank(step is None):
+        if self._on_any_rank(step is None):
             self._give_up(reason)
             return None
         assert step is not None
+        log.info("training steps run as a graph, %s; made in %.2f s", _EQUAL[self._kind], time.perf_counter() - began)
         self._graphs[self._state] = step
         return step
+
+    def _on_any_rank(self, here: bool) -> bool:
+        """Whether it is so on one rank at least; all have to ask together."""
+        if not several():
+            return here
+        flag = torch.tensor(float(here), device=self.module.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
 
     def _check(self) -> None:
         self._made += 1
@@ -159,12 +188,3 @@ def _average(parameters: list[Parameter], world: int) -> None:
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
-
-
-def _on_any_rank(here: bool) -> bool:
-    """Whether it is so on one rank at least; all have to ask together."""
-    if not several():
-        return here
-    flag = torch.tensor(float(here))
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag)
