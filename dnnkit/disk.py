@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | bytearray) -> None:
     """Replaces `path` by `data`, whole or not at all. Raises DiskError."""
     with replacing(path) as file:
         file.write(data)
@@ -76,3 +77,10 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises OSError where there is none, ValueError where it is not JSON."""
     return json.loads(path.read_text("utf-8"))
+
+
+def user_cache() -> Path:
+    """Where what can be made again is kept for this user: `dnnkit` in `$XDG_CACHE_HOME`, else in the platform's own cache folder."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    own = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return (Path(named) if named else own) / "dnnkit"

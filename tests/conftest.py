@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
     from torch import nn
 
@@ -19,6 +21,13 @@ os.environ["MPLBACKEND"] = "Agg"
 # Tests enter folders of their own, where a relative path would lead nowhere.
 if os.environ.get("DNNKIT_DATA"):
     os.environ["DNNKIT_DATA"] = str(Path(os.environ["DNNKIT_DATA"]).resolve())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """What dnnkit keeps from run to run is kept for these tests alone, and shared by their workers."""
+    base = tmp_path_factory.getbasetemp()
+    os.environ["XDG_CACHE_HOME"] = str((base if worker_id == "master" else base.parent) / "cache")
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +136,103 @@ def every_network() -> Callable[[], Iterator[tuple[str, nn.Module]]]:
                     yield f"{model}-{normalization}-{record.name}", network
 
     return make
+
+
+@pytest.fixture
+def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
+    """Trains a module by one engine of the chunked loop, and gives everything in which engines must agree as `state`.
+
+    `fit(module, x, y, engine)` with `batch_size`, `callbacks`, `ckpt_path` and settings of the Trainer. `engine` of what comes
+    back is the loop's own, `graphs` how many graphs it made.
+    """
+    import pytorch_lightning as pl
+    import torch
+
+    from dnnkit.data.resident import Batches
+    from dnnkit.loop import engine as engines
+    from dnnkit.loop import use_chunks
+
+    made: list[object] = []
+    capture = engines.capture
+
+    def counted(*arguments: Any, **named: Any) -> object:
+        made.append(capture(*arguments, **named))
+        return made[-1]
+
+    monkeypatch.setattr(engines, "capture", counted)
+    monkeypatch.setattr(engines, "_WORTHWHILE", 0)
+
+    class Kept(pl.loggers.logger.Logger):
+        name, version, save_dir = "kept", 0, None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[tuple[int | None, str, float]] = []
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            self.lines += [(step, key, value) for key, value in metrics.items()]
+
+        def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+    def train(
+        module: Any,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        engine: str,
+        *,
+        batch_size: int = 8,
+        callbacks: Sequence[Any] = (),
+        ckpt_path: Path | None = None,
+        **settings: Any,
+    ) -> SimpleNamespace:
+        logger, before = Kept(), len(made)
+        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=logger,
+            callbacks=list(callbacks),
+            **{"max_epochs": 2, "log_every_n_steps": 10, **quiet, **settings},
+        )
+        use_chunks(trainer, 50, engine)  # type: ignore[arg-type]
+        batches = Batches(x, y, batch_size, seed=3), Batches(x[:16], y[:16], 16, seed=0, shuffle=False)
+        torch.manual_seed(len(engine))  # what ran before must not matter
+        trainer.fit(module, *batches, ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else True)
+        state = {
+            "weights": module.state_dict(),
+            "gradients": {name: parameter.grad for name, parameter in module.named_parameters()},
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+            "logged": logger.lines,
+            "steps": trainer.global_step,
+            "random": torch.get_rng_state(),
+        }
+        loop: Any = trainer.fit_loop.epoch_loop
+        return SimpleNamespace(state=state, trainer=trainer, module=module, engine=loop._engine, graphs=len(made) - before)
+
+    return train
+
+
+@pytest.fixture
+def assert_same() -> Callable[[Any, Any], None]:
+    """Asserts that two states are equal to the last bit, NaN included, through dicts, lists and tensors."""
+    import torch
+
+    def check(one: Any, other: Any, where: str = "") -> None:
+        assert type(one) is type(other), where
+        if isinstance(one, dict):
+            assert one.keys() == other.keys(), where
+            for key in one:
+                check(one[key], other[key], f"{where}/{key}")
+        elif isinstance(one, list | tuple):
+            assert len(one) == len(other), where
+            for index, pair in enumerate(zip(one, other, strict=True)):
+                check(*pair, f"{where}/{index}")
+        elif isinstance(one, torch.Tensor):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape), where
+            same = torch.equal(*(tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (one, other)))
+            assert same, f"{where}: differ by {(one.double() - other.double()).abs().max() if not one.is_complex() else '?'}"
+        else:
+            assert one == other or (one != one and other != other), where
+
+    return check

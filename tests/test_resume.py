@@ -138,13 +138,13 @@ def test_a_schedule_over_the_whole_run_is_that_of_the_longer_run_from_there_on(w
 
 KILL = """
 import os, signal, sys, torch, dnnkit
-calls, original = [], torch.optim.SGD.step
-def step(self, *arguments, **keywords):
+calls, original = [], torch._fused_sgd_
+def step(*arguments, **keywords):
     calls.append(None)
     if len(calls) == {at}:
         os.kill(os.getpid(), signal.{number})
-    return original(self, *arguments, **keywords)
-torch.optim.SGD.step = step
+    return original(*arguments, **keywords)
+torch._fused_sgd_ = step
 dnnkit.train(dnnkit.compose({overrides!r}))
 """
 
@@ -176,17 +176,17 @@ def test_a_run_that_was_ended_inside_an_epoch_becomes_the_run_without_a_break(wo
 
 def test_a_signal_in_a_resumed_run_leaves_the_epoch_before_to_go_on_from(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = train("trainer.max_epochs=3"), killed("SIGINT", 31, "trainer.max_epochs=3")
-    original = torch.optim.SGD.step
+    original = torch._fused_sgd_
     with monkeypatch.context() as patch:
         calls: list[None] = []
 
-        def step(self: torch.optim.SGD, *arguments: Any, **keywords: Any) -> Any:
+        def step(*arguments: Any, **keywords: Any) -> Any:
             calls.append(None)
             if len(calls) == 3:
                 os.kill(os.getpid(), signal.SIGINT)
-            return original(self, *arguments, **keywords)
+            return original(*arguments, **keywords)
 
-        patch.setattr(torch.optim.SGD, "step", step)
+        patch.setattr(torch, "_fused_sgd_", step)
         with pytest.raises(Interrupted):
             resume(broken)
     record = RunRecord.read(broken)

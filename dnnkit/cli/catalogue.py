@@ -1,12 +1,15 @@
-"""What can be chosen, read from the live registry and the config tree."""
+"""What can be chosen, read from the registry, live or kept from an earlier command, and the config tree."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from dnnkit import plugins
-from dnnkit.config.loader import Loader, shipped, sweep_files
+from dnnkit.cli.stored import kept
+from dnnkit.config.guard import Guard
+from dnnkit.config.loader import presets, shipped, sweep_files
 from dnnkit.config.sections import GROUPS
 from dnnkit.config.triage import offered
 from dnnkit.errors import ConfigError, Problem, nearest
@@ -24,25 +27,70 @@ _SWITCHES = {
 LISTED = (*GROUPS, "metrics", "trainer", "tracking", "experiment", "sweeps")
 
 
+def registered() -> dict[str, Any]:
+    """What the plugins have registered: `components` by group and name, `plugins` as they are listed, `conf` their presets.
+
+    Kept from an earlier command where that is certain to hold (`stored`), so that PyTorch need not be imported for it.
+    """
+    return _live() if any(REGISTRIES.values()) else kept(_live)
+
+
+def _live() -> dict[str, Any]:
+    found = plugins.load()
+    live = {
+        "keep": not any(plugin.error for plugin in found),
+        "plugins": [
+            {
+                "name": plugin.name,
+                "package": plugin.package,
+                "version": plugin.version,
+                "module": plugin.module,
+                "components": [f"{group}={name}" for group, name in plugin.components],
+                "error": plugin.error,
+            }
+            for plugin in found
+        ],
+        "conf": [[plugin.package, str(plugin.conf)] for plugin in found if plugin.conf is not None],
+        "components": {group: {record.name: _component(record) for record in registry} for group, registry in REGISTRIES.items()},
+    }
+    return dict(json.loads(json.dumps(live)))
+
+
+def _component(record: Component) -> dict[str, Any]:
+    """A record, and the rules of those settings whose type has bounds within it, which only the annotation itself holds."""
+    compound = [setting.name for setting in record.settings if setting.type not in REGISTRY_TYPES]
+    settings = component_settings(record) if compound else None
+    return {"record": record.to_dict(), "rules": {name: words(settings.annotation(name)) for name in compound if settings is not None}}
+
+
+def _presets(held: dict[str, Any]) -> Guard:
+    return presets([(package, Path(conf)) for package, conf in held["conf"]], held["components"])
+
+
 def groups() -> list[dict[str, str]]:
     """Every group that can be listed, with the names that it offers."""
-    loader = Loader()
-    return [{"name": group, "summary": ", ".join(row["name"] for row in choices(group, loader))} for group in LISTED]
+    held = registered()
+    guard = _presets(held)
+    return [{"name": group, "summary": ", ".join(row["name"] for row in _choices(group, held, guard))} for group in LISTED]
 
 
-def choices(group: str, loader: Loader | None = None) -> list[dict[str, str]]:
+def choices(group: str) -> list[dict[str, str]]:
     """The choices of one group: name, summary, origin. Raises ConfigError for a group that there is not."""
-    plugins.load()
+    held = registered()
+    return _choices(group, held, _presets(held))
+
+
+def _choices(group: str, held: dict[str, Any], guard: Guard) -> list[dict[str, str]]:
     if group not in LISTED:
         raise ConfigError([Problem(group, f"there is no group of this name; there are: {', '.join(LISTED)}", nearest(group, LISTED))])
     if group in REGISTRIES:
-        named = [_row(record.name, record.summary, _package(record)) for record in REGISTRIES[group]]
-        return [_row(name, summary, "dnnkit") for name, summary in switches(group).items()] + named + _files(group, loader)
+        named = [_row(name, found["record"]["summary"], _package(found["record"])) for name, found in held["components"][group].items()]
+        return [_row(name, summary, "dnnkit") for name, summary in switches(group).items()] + named + _files(group, guard)
     if group == "sweeps":
         return [
             _row(name, _headline(path), "dnnkit" if path.parent == shipped("sweeps") else str(path)) for name, path in sweep_files().items()
         ]
-    return _files(group, loader)
+    return _files(group, guard)
 
 
 def switches(group: str) -> dict[str, str]:
@@ -54,13 +102,12 @@ def _row(name: str, summary: str, origin: str) -> dict[str, str]:
     return {"name": name, "summary": summary, "origin": origin}
 
 
-def _package(record: Component) -> str:
-    return f"{record.origin.package} {record.origin.version}".strip()
+def _package(record: dict[str, Any]) -> str:
+    return f"{record['origin']['package']} {record['origin']['version']}".strip()
 
 
-def _files(group: str, loader: Loader | None) -> list[dict[str, str]]:
+def _files(group: str, guard: Guard) -> list[dict[str, str]]:
     """The presets of a group on the search path, those in a folder as `folder/name`; of two of one name the first."""
-    guard = (loader or Loader()).guard
     found: dict[str, dict[str, str]] = {}
     for source in guard.get_sources():
         for name in guard.get_group_options(group) if source.scheme() == "file" else ():
@@ -84,16 +131,16 @@ def _headline(path: Path) -> str:
 
 def record(group: str, name: str) -> dict[str, Any]:
     """All that is known of one choice. Raises ConfigError with the nearest names where there is none."""
-    rows = {row["name"]: row for row in choices(group)}
+    held = registered()
+    rows = {row["name"]: row for row in _choices(group, held, _presets(held))}
     if name not in rows:
         kind = KINDS[group].name if group in KINDS else group
         message = f"there is no {kind} of this name; there are: {', '.join(offered(name, list(rows)))}"
         raise ConfigError([Problem(f"{group}={name}", message, nearest(name, rows))])
-    if group in REGISTRIES and name in REGISTRIES[group]:
-        component = REGISTRIES[group].get(name)
+    if group in REGISTRIES and name in held["components"][group]:
         shared = kind_settings(group)
         common = [{"name": key, "rule": words(shared.annotation(key)), "default": default} for key, default in shared.defaults().items()]
-        return {**component.to_dict(), "common_settings": common}
+        return {**held["components"][group][name]["record"], "common_settings": common}
     return {"kind": group, **rows[name]}
 
 
@@ -104,7 +151,8 @@ def page(found: dict[str, Any]) -> str:
     origin = found["origin"]
     parts = [f"{found['kind']}={found['name']}", found["doc"] or "(no description)"]
     if found["settings"]:
-        parts.append("settings:\n" + "\n".join(_setting_line(found["kind"], found["name"], row) for row in found["settings"]))
+        rules = registered()["components"][found["kind"]][found["name"]]["rules"]
+        parts.append("settings:\n" + "\n".join(_setting_line(found["kind"], row, rules) for row in found["settings"]))
     if found["common_settings"]:
         lines = [f"  {found['kind']}.{row['name']} = {_yaml(row['default'])}   {row['rule']}" for row in found["common_settings"]]
         parts.append(f"settings of every {KINDS[found['kind']].name}:\n" + "\n".join(lines))
@@ -114,12 +162,10 @@ def page(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _setting_line(group: str, name: str, row: dict[str, Any]) -> str:
+def _setting_line(group: str, row: dict[str, Any], rules: dict[str, str]) -> str:
     default = "has to be given" if row["required"] else f"= {_yaml(row['default'])}"
     if row["type"] not in REGISTRY_TYPES:
-        # A type of several parts has bounds within them, which only the annotation itself still holds.
-        rule = words(component_settings(REGISTRIES[group].get(name)).annotation(row["name"]))
-        return f"  {group}.{row['name']} {default}   {rule}"
+        return f"  {group}.{row['name']} {default}   {rules[row['name']]}"
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multiple of", "min_length": "length ≥", "max_length": "length ≤"}
     bounds = ", ".join(f"{signs[bound]} {value}" for bound, value in row["bounds"].items())
     return f"  {group}.{row['name']} {default}   {words(REGISTRY_TYPES[row['type']])}{', ' + bounds if bounds else ''}"

@@ -88,23 +88,13 @@ def _describe_data(name: str, words: list[str], as_json: bool) -> int:
 
 def list_plugins(words: list[str]) -> int:
     """Print the plugin packages and what became of them: dnnkit plugins."""
-    from dnnkit import plugins
+    from dnnkit.cli.catalogue import registered
 
     as_json, rest = _json_flag(words)
     if asks_help(rest, "dnnkit plugins [--json]\n\nThe installed plugin packages, what each registered, and why one failed."):
         return 0
     _one(rest, "plugins", most=0)
-    rows = [
-        {
-            "name": plugin.name,
-            "package": plugin.package,
-            "version": plugin.version,
-            "module": plugin.module,
-            "components": [f"{group}={name}" for group, name in plugin.components],
-            "error": plugin.error,
-        }
-        for plugin in plugins.load()
-    ]
+    rows = registered()["plugins"]
     if as_json:
         print(json.dumps(rows, indent=2))
         return 0

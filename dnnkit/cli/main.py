@@ -16,7 +16,8 @@ from dnnkit.cli.fuse import fuse_weights
 from dnnkit.errors import ConfigError, DnnkitError, Problem, SweepError, nearest
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from dnnkit.config import Config
+    from dnnkit.training import Senders
 
 HELP = """\
 dnnkit trains a deep network that you describe in names, and records every number of the run.
@@ -77,6 +78,10 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        from dnnkit.training import own
+
+        own.begin()
     try:
         return _dispatch(words)
     except DnnkitError as error:
@@ -141,30 +146,49 @@ def _train(options: Options) -> int:
         code = joined_torchrun()
         if code is not None:
             return code
-    from rich.console import Console
+    if options.multirun:
+        return _sweep(options)
+    from dnnkit.training import Senders
 
+    # Before anything heavy is imported here: MLflow is imported beside it, in the process that needs it.
+    with Senders() as senders:
+        if not options.show_config and "tracking=none" not in options.overrides:
+            senders.warm()
+        cfg = _composed(options)
+        if cfg is not None:
+            return _run(cfg, options, senders)
+    return _sweep(options)
+
+
+def _composed(options: Options) -> Config | None:
+    """The config of one run; None where it turns out to be a sweep."""
+    from dnnkit.config import Composer
     from dnnkit.sweep import is_sweep
 
-    if options.multirun or is_sweep(options.overrides, options.config_dir):
-        return _sweep(options, Console())
-    from dnnkit.config import Composer
-
+    if is_sweep(options.overrides, options.config_dir):
+        return None
     composer = Composer(options.config_dir)
     cfg = composer.one(options.overrides)
-    if composer.asks_for_sweep:
-        return _sweep(options, Console())
+    return None if composer.asks_for_sweep else cfg
+
+
+def _run(cfg: Config, options: Options, senders: Senders) -> int:
     if options.show_config:
         print(cfg.to_yaml(), end="")
         return 0
+    from rich.console import Console
+
     from dnnkit.cli.report import report
     from dnnkit.training import train
 
     console = Console(quiet=not cfg.values["trainer"]["progress_bar"])
-    report(train(cfg, console=console), Console())
+    report(senders.settle(train(cfg, senders=senders, console=console)), Console())
     return 0
 
 
-def _sweep(options: Options, console: Console) -> int:
+def _sweep(options: Options) -> int:
+    from rich.console import Console
+
     from dnnkit.cli.report import sweep_table
     from dnnkit.sweep import check_sweep, run_sweep
     from dnnkit.training.devices import check_no_torchrun
@@ -176,6 +200,7 @@ def _sweep(options: Options, console: Console) -> int:
 
         check_sweep(Composer(options.config_dir), options.overrides)
         raise ConfigError([Problem("--cfg", "shows the config of one run; leave -m out")])
+    console = Console()
     outcomes = run_sweep(options.overrides, config_dir=options.config_dir, console=console)
     console.print()
     console.print(sweep_table(outcomes))

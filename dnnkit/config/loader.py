@@ -5,6 +5,7 @@ Rests on Hydra's internal loader because the public `compose` executes callbacks
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,15 @@ def sweep_files() -> dict[str, Path]:
     return {path.stem: path for folder in (shipped("sweeps"), Path("sweeps").resolve()) for path in sorted(folder.glob("*.yaml"))}
 
 
-def search_path(config_dir: Path | None) -> ConfigSearchPathImpl:
-    """Our own presets first, then the user's folder, then those of plugins, then the registered components."""
+def search_path(config_dir: Path | None, confs: Iterable[tuple[str, Path]]) -> ConfigSearchPathImpl:
+    """Our own presets first, then the user's folder, then those of plugins, `confs` by package, then the registered components."""
     path = ConfigSearchPathImpl()
     path.append("hydra", "pkg://hydra.conf")
     path.append("main", f"file://{shipped('conf')}")
     if config_dir is not None:
         path.append("command-line", f"file://{config_dir}")
-    for plugin in plugins.load():
-        if plugin.conf is not None:
-            path.append(plugin.package, f"file://{plugin.conf}")
+    for package, conf in confs:
+        path.append(package, f"file://{conf}")
     path.append("schema", "structured://")
     return path
 
@@ -74,15 +74,25 @@ def store_nodes() -> None:
         store.store(group="sweeps", name=name, node={}, package="_global_", provider="dnnkit")
 
 
-def shadows(repository: ConfigRepository) -> list[Problem]:
-    """Files that would silently take the place of a registered component because they carry its name."""
+def presets(confs: Iterable[tuple[str, Path]], components: Mapping[str, Container[str]]) -> Guard:
+    """The files that can be chosen, without the components. ConfigError for a file that hides one of these, by group."""
+    Plugins.instance()
+    guard = Guard(search_path(None, confs), {f"sweeps/{name}": file for name, file in sweep_files().items()})
+    hidden = shadows(guard, components)
+    if hidden:
+        raise ConfigError(hidden)
+    return guard
+
+
+def shadows(repository: ConfigRepository, components: Mapping[str, Container[str]]) -> list[Problem]:
+    """Files that would silently take the place of a component because they carry its name."""
     problems = []
     for source in repository.get_sources():
         if source.scheme() != "file":
             continue
         for group in GROUPS:
             names = source.list(group, ObjectType.CONFIG) if source.is_group(group) else []
-            taken = [name for name in names if name in REGISTRIES[group] or name in KINDS[group].switches]
+            taken = [name for name in names if name in components[group] or name in KINDS[group].switches]
             files = [f"{source.path}/{group}/{name}.yaml" for name in taken]
             message = "hides the registered {}; give the file another name"
             problems += [Problem(file, message.format(f"{group}={name}")) for file, name in zip(files, taken, strict=True)]
@@ -101,12 +111,12 @@ class Loader(ConfigLoaderImpl):
         JobRuntime.instance().set("name", "dnnkit")
         plugins.load()
         store_nodes()
-        path = search_path(folder)
+        path = search_path(folder, [(plugin.package, plugin.conf) for plugin in plugins.load() if plugin.conf is not None])
         super().__init__(path)
         self.guard = Guard(path, {f"sweeps/{name}": file for name, file in sweep_files().items()})
         self.repository = self.guard
         self.merged: list[str] = []
-        hidden = shadows(self.guard)
+        hidden = shadows(self.guard, REGISTRIES)
         if hidden:
             raise ConfigError(hidden)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dnnkit.data.fetch import FetchError, Tell, fetch, without_credentials
-from dnnkit.data.files import Found, Known, find_files, first_place, lacking, read_verified, user_cache
-from dnnkit.disk import disk, sync_folder
+from dnnkit.data.files import Found, Known, find_files, first_place, lacking, read_verified
+from dnnkit.disk import disk, sync_folder, user_cache
 from dnnkit.errors import DataError
 
 if TYPE_CHECKING:

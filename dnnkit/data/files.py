@@ -6,13 +6,14 @@ import gzip
 import hashlib
 import io
 import os
-import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from dnnkit.data import decoded
+from dnnkit.disk import user_cache
 from dnnkit.errors import DataError
 
 
@@ -52,7 +53,18 @@ def find_files(
         cause = "\n    ".join([f"{place} lacks {_listed(missing)}", *trouble])
         raise DataError(cause, "put it there, plain or gzipped (.gz), or empty that folder")
     spelled = {name: spelling(place, name) for name in files}
-    return Found(place, {name: read_verified(path, files[name]) for name, path in spelled.items() if path is not None})
+    return Found(place, {name: _read(path, files[name]) for name, path in spelled.items() if path is not None})
+
+
+def _read(path: Path, known: Known) -> bytearray:
+    """The verified bytes, of a large gzipped file those that an earlier run has uncompressed."""
+    if path.suffix != ".gz" or known.size < decoded.WORTH_KEEPING:
+        return read_verified(path, known)
+    content = decoded.held(known.sha256, known.size)
+    if content is None:
+        content = read_verified(path, known)
+        decoded.hold(known.sha256, content)
+    return content
 
 
 def first_place(root: Path | None, folder: str, files: Iterable[str], system: Sequence[Path] = ()) -> Path | None:
@@ -72,13 +84,6 @@ def places(root: Path | None, folder: str, system: Sequence[Path] = ()) -> list[
     named = os.environ.get("DNNKIT_DATA")
     roots = [*([Path(named).expanduser()] if named else []), Path.cwd() / "data", user_cache()]
     return [*(one / folder for one in roots), *system]
-
-
-def user_cache() -> Path:
-    """Where the user's cached data lives: `dnnkit` in `$XDG_CACHE_HOME`, else in the platform's own cache folder."""
-    named = os.environ.get("XDG_CACHE_HOME")
-    own = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return (Path(named) if named else own) / "dnnkit"
 
 
 def read_verified(path: Path, known: Known, *, gzipped: bool | None = None) -> bytearray:

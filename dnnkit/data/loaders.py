@@ -10,7 +10,7 @@ from dnnkit.data.stream import StreamedBatches
 
 Rows = Tensor | StoredRows
 
-#: Examples that are evaluated at a time.
+#: Examples of a minibatch of validation that a limit counts; how many are evaluated at a time elsewhere is in `dnnkit.data.sizing`.
 EVALUATION_BATCH = 1000
 
 
@@ -25,7 +25,7 @@ def training_batches(
 
 
 def evaluation_batches(x: Rows, y: Rows, batch_size: int = EVALUATION_BATCH, *, rank: int = 0, world: int = 1, workers: int = 0) -> Batches:
-    """The examples in their stored order, in batches as large as memory likes: for validation and test.
+    """The examples in their stored order: for validation and test.
 
     Of each batch, several devices take their share, which may be none of a short last one.
     """

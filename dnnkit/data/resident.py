@@ -73,6 +73,11 @@ def default_generator(device: torch.device) -> torch.Generator:
     raise DataError(f"the device {str(device)!r} has no default random generator", "use one of cpu, cuda, mps")
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`. A GPU is sent it while the CPU goes on, for which it has to lie in pinned memory."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 class Batches:
     """A loader over `x` of shape `(n, *shape)` and `y` of shape `(n, ...)`, both on one device.
 
@@ -192,5 +197,6 @@ class Batches:
         return self.x[0].numel() * self.x.element_size() * self.batch_size % 64 == 0
 
     def _order(self) -> Tensor:
-        order = epoch_order(len(self.x), self.seed, self.epoch) if self.shuffle else torch.arange(len(self.x))
-        return order.to(self.x.device)
+        if not self.shuffle:
+            return torch.arange(len(self.x), device=self.x.device)
+        return moved(epoch_order(len(self.x), self.seed, self.epoch), self.x.device)

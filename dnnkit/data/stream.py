@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dnnkit.data.lanes import Ahead, lane_to
 from dnnkit.data.resident import Augment, Batches, Minibatch, share
 from dnnkit.data.stored import StoredRows
 
@@ -32,14 +33,15 @@ class StreamedBatches(Batches):
     """`Batches` whose examples are read by torch's DataLoader, as they are needed, and then moved to the device.
 
     `x` and `y` stay where they are, as `StoredRows` or tensors in CPU memory. `workers` processes prepare minibatches ahead
-    of the training; with none they are prepared in turn. The order, the shares and the numbers are those of `Batches`.
+    of the training; with none they are prepared in turn. To a GPU each is copied while the one before is trained on. The
+    order, the shares and the numbers are those of `Batches`.
     """
 
     def __init__(self, x: Any, y: Any, batch_size: int, seed: int, *, workers: int = 0, **keywords: Any) -> None:
         super().__init__(x, y, batch_size, seed, **keywords)
         self._workers = workers
         self._device = torch.device("cpu")
-        self._feed: Iterator[tuple[Tensor, Tensor]] = iter(())
+        self._feed: Iterator[list[Tensor]] = iter(())
 
     def to(self, device: torch.device | str) -> Self:
         """Move minibatches to `device` from now on."""
@@ -50,7 +52,7 @@ class StreamedBatches(Batches):
         """The minibatches at `indices`, which have to be the next ones of the epoch: the DataLoader is ahead of them."""
         minibatches = torch.split(indices, self.batch_size)
         for number, minibatch in enumerate(minibatches, start=1):
-            x, y = (part.to(self._device, non_blocking=True) for part in next(self._feed))
+            x, y = next(self._feed)
             if self.position == len(self) and number == len(minibatches):
                 self._feed = iter(())  # the epoch is over: its worker processes end
             if self.world > 1:
@@ -74,7 +76,7 @@ class StreamedBatches(Batches):
             # A generator of its own: DataLoader draws a seed for its workers from the one that training uses otherwise.
             generator=torch.Generator(),
         )
-        self._feed = iter(loader)
+        self._feed = Ahead(iter(loader), lane_to(self._device))
 
 
 def _as_it_is(minibatch: Any) -> Any:

@@ -70,19 +70,18 @@ def capture(
 
     It is compared with the same step run operation by operation, on (x, y) and on its examples the other way round: losses,
     output, gradients, buffers and what was drawn at random must be equal to the last bit (`compiled`: to `COMPILED_BOUND`).
-    Weights, gradients, buffers and random generators are left as they were.
+    Everything is left as it was: x, y, weights, gradients, buffers, attributes, random generators.
 
     Raises CannotCapture, with the reason.
     """
     reason = hooked(net)
     if reason is not None:
         raise CannotCapture(reason)
-    eager = partial(_eager, net, objective, divisor=divisor, autocast=autocast)
-    reason = side_effects(net, lambda copied: _eager(copied, objective, x, y, divisor, autocast))
+    reason = side_effects(net, objective, lambda net, objective: _eager(net, objective, x, y, divisor, autocast))
     if reason is not None:
         raise CannotCapture(reason)
     batches = ((x, y), (x.flip(0), y.flip(0)))
-    wanted = [attempt(net, partial(eager, *batch)) for batch in batches]
+    wanted = [attempt(net, partial(_eager, net, objective, *batch, divisor, autocast)) for batch in batches]
     try:
         traced = trace(net, objective, x, y, divisor, autocast)
     except Exception as error:
@@ -145,8 +144,11 @@ def _with_own_memory(step: StepGraph, x: Tensor, y: Tensor, wanted: Trial) -> St
     strides = [gradient.stride() for gradient in wanted.gradients if gradient is not None]
 
     def look() -> tuple[Tensor, ...]:
-        outcome, gradients = step(x, y)
-        others = [tensor.untyped_storage().data_ptr() for tensor in (x, y, *outcome, *Tensors.of(step.net).values()) if tensor is not None]
+        given = x.clone(), y.clone()
+        outcome, gradients = step(*given)
+        others = [
+            tensor.untyped_storage().data_ptr() for tensor in (*given, *outcome, *Tensors.of(step.net).values()) if tensor is not None
+        ]
         own = [gradient.untyped_storage().data_ptr() for gradient in gradients]
         found.append(
             {
@@ -165,13 +167,13 @@ def _eager(
     net: nn.Module, objective: Objective, x: Tensor, y: Tensor, divisor: int, autocast: Callable[[], AbstractContextManager[None]]
 ) -> tuple[Tensor, ...]:
     with autocast():
-        outcome = objective(net, x, y)
+        outcome = objective(net, x.clone(), y.clone())  # which a network may change in place
     (outcome.total / divisor if divisor > 1 else outcome.total).backward()  # type: ignore[no-untyped-call]
     return tuple(value for value in outcome if value is not None)
 
 
 def _captured(step: StepGraph, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    outcome, gradients = step(x, y)
+    outcome, gradients = step(x.clone(), y.clone())
     for parameter, gradient in zip(step.reached, gradients, strict=True):
         parameter.grad = gradient
     return tuple(value for value in outcome if value is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Hashable
+from functools import partial
 from typing import Literal, get_args
 
 import pytorch_lightning as pl
@@ -20,7 +21,7 @@ from dnnkit.loop.graph import Tensors
 from dnnkit.loop.step import Execute, autocast_of, eager_step
 from dnnkit.loop.synced import SyncedBatchNorm
 from dnnkit.loop.watch import fingerprint
-from dnnkit.module import Module, Outcome
+from dnnkit.module import Module, Outcome, minimised
 from dnnkit.module.gather import several
 
 log = logging.getLogger("dnnkit")
@@ -69,13 +70,16 @@ class Engine:
         mine = share(source.batch_size, source.rank, source.world)
         size = mine.stop - mine.start
         self._whole = size, size * source.world / source.batch_size  # of a minibatch that is not an epoch's ragged last one
+        shapes = ((part.shape[1:], part.dtype) for part in (source.x, source.y))
+        self._made_for = (*self._whole, trainer.accumulate_grad_batches, *shapes)
 
     def chunk(self) -> Execute:
         """How the minibatches of the next chunk are executed."""
         self._chunks += 1
         if self._given_up or (self._undecided and not self._pays()):
             return self._eager
-        state = fingerprint(self.module.net)
+        module = self.module
+        state = fingerprint(module.net, module.task.loss, module.recipe.penalty), self._made_for
         if self._on_any_rank(state != self._state or (self._step is not None and self._step.moved)):
             self._state = state
             # Ranks make their graphs together: whether one of them has made it before is its own affair.
@@ -125,7 +129,7 @@ class Engine:
             self._check()
             step = capture(
                 module.net,
-                lambda net, x, y: module.objective_of(net, x, y, weight),
+                partial(minimised, loss=module.task.loss, penalty=module.recipe.penalty, weight=weight),
                 x,
                 y,
                 self._trainer.accumulate_grad_batches,

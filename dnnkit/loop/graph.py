@@ -83,6 +83,8 @@ def trace(
     count = len(tensors.parameters)
     values = tensors.values()
     module = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(values[:count], values[count:], x, y)
+    if any(map(_by_values, module.graph.nodes)):
+        raise ValueError("a number, or how large a tensor is, depends on the values of tensors")
     return Traced(_tidied(module), *facts[-1])
 
 
@@ -114,6 +116,16 @@ def _tidied(module: fx.GraphModule) -> fx.GraphModule:
             graph.erase_node(node)
     module.recompile()
     return module
+
+
+def _by_values(node: fx.Node) -> bool:
+    """Whether a node's result is a number read from a tensor, or of a shape that depends on values.
+
+    Torch records such, but settles some questions about it by assumption, such as whether a size is 1.
+    """
+    made = node.meta.get("val")
+    numbers = (torch.SymInt, torch.SymFloat, torch.SymBool)
+    return isinstance(made, numbers) or (isinstance(made, Tensor) and any(isinstance(size, torch.SymInt) for size in made.shape))
 
 
 def is_view(node: fx.Node) -> bool:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dnnkit.data.resident import default_generator
-from dnnkit.loop.graph import Tensors
-from dnnkit.loop.watch import fingerprint, outside_randomness
+from dnnkit.loop.graph import Objective, Tensors
+from dnnkit.loop.watch import fingerprint, outside_randomness, put_back
 
 Alike = Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], bool]
 """Whether what one run left is what the other left, tensor by tensor."""
@@ -66,19 +66,22 @@ def attempt(net: nn.Module, run: Callable[[], tuple[Tensor, ...]]) -> Trial:
         )
 
 
-def side_effects(net: nn.Module, run: Callable[[nn.Module], object]) -> str | None:
-    """What `run` of a copy of `net` changes that a graph would not: None where there is nothing."""
+def side_effects(net: nn.Module, objective: Objective, run: Callable[[nn.Module, Objective], object]) -> str | None:
+    """What `run` of copies of `net` and of its objective changes that a graph would not: None where there is nothing."""
     try:
-        copied = copy.deepcopy(net)
+        copied, minimised = copy.deepcopy((net, objective))
     except Exception as error:
-        return f"the network cannot be copied, to see what it changes ({type(error).__name__}: {error})"
+        return f"the network or its loss cannot be copied, to see what it changes ({type(error).__name__}: {error})"
+    before, randomness, put = fingerprint(copied, minimised, values=True), outside_randomness(), put_back(copied, minimised)
     with undone(copied):
-        before, randomness = fingerprint(copied), outside_randomness()
-        run(copied)
-        if fingerprint(copied) != before:
-            return "the network changes its own attributes in a forward pass"
-        if outside_randomness() != randomness:
-            return "the network draws from Python's or NumPy's random numbers"
+        try:
+            run(copied, minimised)
+            if fingerprint(copied, minimised, values=True) != before:
+                return "the network, its loss or its penalty changes its own attributes in a forward pass"
+            if outside_randomness() != randomness:
+                return "the network draws from Python's or NumPy's random numbers"
+        finally:
+            put()
     return None
 
 

@@ -3,7 +3,7 @@
 from dnnkit.config.schedule import Factor
 from dnnkit.module.lightning import Module
 from dnnkit.module.schedule import ScheduleLR
-from dnnkit.module.task import Evaluation, Outcome, Recipe, Task
+from dnnkit.module.task import Evaluation, Outcome, Recipe, Task, minimised
 from dnnkit.module.window import Window
 
-__all__ = ["Evaluation", "Factor", "Module", "Outcome", "Recipe", "ScheduleLR", "Task", "Window"]
+__all__ = ["Evaluation", "Factor", "Module", "Outcome", "Recipe", "ScheduleLR", "Task", "Window", "minimised"]

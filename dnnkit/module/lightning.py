@@ -21,7 +21,7 @@ from dnnkit.module.gather import gather_batches, several, take_buffers_of_rank_0
 from dnnkit.module.groups import clip_apart, gradient_norm
 from dnnkit.module.monte_carlo import MonteCarlo
 from dnnkit.module.schedule import ScheduleLR
-from dnnkit.module.task import Evaluation, Outcome, Recipe, Task
+from dnnkit.module.task import Evaluation, Outcome, Recipe, Task, minimised
 from dnnkit.module.window import Window, at_least_float32
 from dnnkit.network.freezing import Freezing
 
@@ -82,13 +82,7 @@ class Module(pl.LightningModule):
 
     def objective_of(self, net: nn.Module, x: Tensor, y: Tensor, weight: float = 1.0) -> Outcome:
         """`objective` of a network in the place of this one's, such as a copy."""
-        output = net(x)
-        loss = self.task.loss(output, y)
-        weighted = loss if weight == 1.0 else weight * loss
-        if self.recipe.penalty is None:
-            return Outcome(weighted, loss, output, None)
-        penalty = self.recipe.penalty(net)
-        return Outcome(weighted + penalty, loss, output, penalty)
+        return minimised(net, x, y, self.task.loss, self.recipe.penalty, weight)
 
     def flush_due(self, step: int, index: int) -> bool:
         """Whether the update that makes `step`, at minibatch `index` of the epoch, is the last of a window."""

@@ -8,7 +8,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dnnkit.data.loaders import EVALUATION_BATCH
 from dnnkit.data.passes import reseeding
 from dnnkit.data.resident import Minibatch, share
 from dnnkit.module.gather import gather_batches, several
@@ -30,6 +29,7 @@ class MonteCarlo:
 
     def clear(self) -> None:
         """Forget a pass that was broken off."""
+        self._size = 0  # of a whole minibatch: all but the last are as long as the first
         self._means: list[Tensor] = []
         self._spreads: list[Tensor] = []
 
@@ -43,7 +43,8 @@ class MonteCarlo:
             self._spreads.append(empty[:, 0] if self._task.target_std is None else empty)
             return
         whole = len(y) if len(batch) == 2 else round(len(y) * world / batch[2])
-        first = index * EVALUATION_BATCH + share(whole, rank, world).start
+        self._size = self._size or whole
+        first = index * self._size + share(whole, rank, world).start
         summary = Spread.of_logits if self._task.target_std is None else Spread.of_values
         with reseeding(self._seed, x.device) as reseed:
             found = passes(net, x, first, self._task.mc_samples, reseed, summary)

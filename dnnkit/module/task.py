@@ -60,6 +60,24 @@ class Outcome(NamedTuple):
     penalty: Tensor | None
 
 
+def minimised(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    penalty: Callable[[nn.Module], Tensor] | None,
+    weight: float = 1.0,
+) -> Outcome:
+    """What is minimised of one minibatch: `total` = weight · loss + penalty."""
+    output = net(x)
+    found = loss(output, y)
+    weighted = found if weight == 1.0 else weight * found
+    if penalty is None:
+        return Outcome(weighted, found, output, None)
+    added = penalty(net)
+    return Outcome(weighted + added, found, output, added)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Predictions and targets of a whole validation or test pass, on the device, samples first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from functools import cache
 from importlib import metadata
@@ -31,8 +32,21 @@ def environment(device: str) -> dict[str, Any]:
 @cache
 def packages() -> str:
     """Every installed distribution as a sorted line `name==version`, ready for `pip install -r`; as at the first call."""
-    found = {(dist.metadata["Name"], dist.version) for dist in metadata.distributions() if dist.metadata["Name"]}
+    found = {named for dist in metadata.distributions() if (named := _named(dist))[0]}
     return "".join(f"{name}=={version}\n" for name, version in sorted(found, key=lambda pair: (pair[0].lower(), pair[1])))
+
+
+def _named(dist: metadata.Distribution) -> tuple[str, str]:
+    """Name and version, both empty where it has none.
+
+    Read off the top of the file where they stand there plainly: parsing the whole as an e-mail, as `metadata` does, takes
+    25 times as long, a quarter of a second for some hundred packages.
+    """
+    top, _, _ = (dist.read_text("METADATA") or "").partition("\n\n")
+    fields = [re.findall(rf"^{field}: *(\S+)$", top, re.MULTILINE) for field in ("Name", "Version")]
+    if all(len(found) == 1 for found in fields):
+        return fields[0][0], fields[1][0]
+    return dist.metadata["Name"] or "", dist.version or ""
 
 
 def _cpu_name() -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnnkit.disk import disk
-from dnnkit.record.journal import METRICS, Row, read_journal
+from dnnkit.record.curves import Curve, read_curves
+from dnnkit.record.journal import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,16 +36,16 @@ _PROBE_STYLES = ((BLUE, 2.8, 0.55), (VERMILION, 1.4, 1.0))
 def learning_curves(run_dir: Path) -> Path | None:
     """Loss and accuracy (R² or the mean squared error for regression), training and validation, against optimizer steps.
 
-    Writes `figures/learning_curves.png`; the best validation value is marked. None where nothing was journalled.
+    Writes `figures/learning_curves.png`; the best validation value is marked. Of a long run, the points that could not be told
+    apart are left out (`curves.Curve`). None where nothing was journalled.
     """
-    rows = read_journal(run_dir / METRICS)
-    present = {row.key for row in rows}
-    panels = [name for name in PANELS if f"train/{name}" in present or f"val/{name}" in present][:2]
+    curves = read_curves(run_dir / METRICS, [f"{part}/{name}" for name in PANELS for part in ("train", "val")])
+    panels = [name for name in PANELS if f"train/{name}" in curves or f"val/{name}" in curves][:2]
     if not panels:
         return None
     figure = _figure(4.6 * len(panels), 3.5)
     for number, name in enumerate(panels, start=1):
-        _curve_panel(figure.add_subplot(1, len(panels), number), rows, name)
+        _curve_panel(figure.add_subplot(1, len(panels), number), curves, name)
     return _save(figure, run_dir, "learning_curves")
 
 
@@ -53,18 +54,18 @@ def learning_rate(run_dir: Path) -> Path | None:
 
     Writes `figures/learning_rate.png`; None where no rate was journalled.
     """
-    rows = read_journal(run_dir / METRICS)
-    curves = [(key, label) for key, label in (("lr", "Learning rate"), ("momentum", "Momentum")) if _series(rows, key)[0]]
+    labels = {"lr": "Learning rate", "momentum": "Momentum"}
+    curves = read_curves(run_dir / METRICS, labels)
     if not curves:
         return None
     figure = _figure(5.2, 3.2 if len(curves) == 1 else 4.6)
     first = None
-    for number, (key, label) in enumerate(curves, start=1):
+    for number, (key, curve) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(len(curves), 1, number, sharex=first)
         first = first or axes
-        steps, values = _series(rows, key)
+        steps, values = curve.steps, curve.values
         axes.plot(steps, values, color=BLUE if key == "lr" else GREEN, linewidth=1.6, marker="o" if len(steps) == 1 else None)
-        _dress(axes, label, bottom=number == len(curves))
+        _dress(axes, labels[key], bottom=number == len(curves))
         if key == "lr":
             axes.set_ylim(bottom=0)
     figure.align_ylabels()
@@ -138,19 +139,13 @@ def _save(figure: Figure, run_dir: Path, name: str, folder: str = "figures") -> 
     return path
 
 
-def _series(rows: Sequence[Row], key: str) -> tuple[list[int], list[float]]:
-    """Steps and finite values of one key; a loss that diverged leaves a gap, not an error."""
-    chosen = [(row.step, row.value if math.isfinite(row.value) else math.nan) for row in rows if row.key == key]
-    return [step for step, _ in chosen], [value for _, value in chosen]
-
-
-def _curve_panel(axes: Axes, rows: Sequence[Row], name: str) -> None:
+def _curve_panel(axes: Axes, curves: Mapping[str, Curve], name: str) -> None:
     label, more_is_better = PANELS[name]
-    steps, values = _series(rows, f"train/{name}")
-    if steps:
+    if f"train/{name}" in curves:
+        steps, values = curves[f"train/{name}"].steps, curves[f"train/{name}"].values
         axes.plot(steps, values, color=BLUE, linewidth=1.2, alpha=0.9, label="training", marker="." if len(steps) == 1 else None)
-    steps, values = _series(rows, f"val/{name}")
-    if steps:
+    if f"val/{name}" in curves:
+        steps, values = curves[f"val/{name}"].steps, curves[f"val/{name}"].values
         axes.plot(steps, values, color=VERMILION, linewidth=1.6, marker="o", markersize=3.5, label="validation")
         _mark_best(axes, steps, values, more_is_better)
     _dress(axes, label)

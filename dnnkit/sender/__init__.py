@@ -5,6 +5,6 @@ announced run folders (`follow`), writes to the store (`store`) and uploads the 
 """
 
 from dnnkit.sender.address import artifact_root, resolve_uri
-from dnnkit.sender.client import Outcome, Sender
+from dnnkit.sender.client import Outcome, Sender, Spare
 
-__all__ = ["Outcome", "Sender", "artifact_root", "resolve_uri"]
+__all__ = ["Outcome", "Sender", "Spare", "artifact_root", "resolve_uri"]

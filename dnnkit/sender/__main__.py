@@ -13,6 +13,7 @@ from typing import Any
 
 from dnnkit.errors import DnnkitError
 from dnnkit.record.identity import scrub
+from dnnkit.sender.address import artifact_root, resolve_uri
 from dnnkit.sender.client import PATIENCE, Outcome
 from dnnkit.sender.lines import LineReader, LineWriter
 from dnnkit.sender.sync import sync
@@ -43,10 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
 def serve(announcements: LineReader, events: LineWriter) -> int:
     """Follows the folders announced on `announcements` until the other end is gone and every run is closed.
 
-    The first line names the store. It is opened at once, so that the first run need not wait for the tables.
+    MLflow is imported before anything has been heard, because the other end may be importing PyTorch meanwhile, and nothing
+    is made. The first line names the store. It is opened at once, so that the first run need not wait for the tables.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     trainer = os.getppid()
+    _import_mlflow()
     lines = _first_lines(announcements)
     if not lines:
         return 0
@@ -58,12 +61,13 @@ def serve(announcements: LineReader, events: LineWriter) -> int:
                 _announced(line["run"], active, lambda run_dir: follow(run_dir, store, events.write), events)
         active = {path: follower for path, follower in active.items() if not follower.advance()}
         events.flush()
+        wait = 0.0 if any(follower.behind for follower in active.values()) else POLL
         if not announcements.open and active:
             if os.getppid() != trainer:  # gone for certain, even if its number has been given to another process
                 for follower in active.values():
                     follower.orphaned = True
-            time.sleep(POLL)
-        lines = announcements.read(POLL)
+            time.sleep(wait)
+        lines = announcements.read(wait)
     return 0
 
 
@@ -74,8 +78,16 @@ def _first_lines(announcements: LineReader) -> list[dict[str, Any]]:
     return lines
 
 
+def _import_mlflow() -> None:
+    """What following will need; also of a database, which MLflow imports at its first use, unless a server is likely."""
+    from dnnkit.sender import follow, store  # noqa: F401
+
+    if artifact_root(resolve_uri(None, Path.cwd(), os.environ), Path.cwd()) is not None:
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
 def _open(settings: dict[str, Any]) -> tuple[Any, Any]:
-    """The Follower class and the store; MLflow is imported here, after the first line has been read."""
+    """The Follower class and the store."""
     from dnnkit.sender.follow import Follower
     from dnnkit.sender.store import Store
 

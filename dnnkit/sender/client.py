@@ -57,6 +57,30 @@ def after(event: Mapping[str, Any], known: Outcome) -> Outcome:
             return replace(known, message=event["message"])
 
 
+class Spare:
+    """A sender process that imports MLflow and has been told nothing yet: it makes nothing, and `end` leaves no trace of it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+        self.process, self.errors = process, errors
+
+    @classmethod
+    def start(cls) -> Self | None:
+        """Starts it in the working folder, with this process's environment, and returns at once; None where it cannot start.
+
+        A sender that cannot start is no news yet: whoever needs one will try again, and say so.
+        """
+        try:
+            return cls(*_spawn(Path.cwd(), os.environ))
+        except OSError:
+            return None
+
+    def end(self) -> None:
+        """Nobody needs it."""
+        self.process.kill()  # it holds nothing that could be torn
+        self.process.communicate()
+        self.errors.close()
+
+
 class Sender:
     """A running sender process. Start one with `Sender.start`; one serves any number of runs."""
 
@@ -70,15 +94,24 @@ class Sender:
         self._outcomes: dict[str, Outcome] = {}
 
     @classmethod
-    def start(cls, uri: str, *, artifacts: Path | None = None, cwd: Path | None = None, environ: Mapping[str, str] = os.environ) -> Self:
+    def start(
+        cls,
+        uri: str,
+        *,
+        artifacts: Path | None = None,
+        cwd: Path | None = None,
+        environ: Mapping[str, str] = os.environ,
+        spare: Spare | None = None,
+    ) -> Self:
         """Starts the process, in a session of its own so that Ctrl-C does not reach it, and returns at once.
 
         `uri`: as `resolve_uri` gives it, credentials included; it travels through the pipe, where no process list shows it.
         `artifacts`: where they lie; default `artifact_root(uri, cwd)`. A sender that cannot start is reported by `wait`.
+        `spare`: a process that has been started already; it belongs to this sender from now on.
         """
         folder = Path.cwd() if cwd is None else cwd
         try:
-            sender = cls(uri, *_spawn(folder, environ))
+            sender = cls(uri, *(_spawn(folder, environ) if spare is None else (spare.process, spare.errors)))
         except OSError as error:
             return cls(uri, None, None, f"the sender could not be started: {error}")
         root = artifact_root(uri, folder) if artifacts is None else artifacts

@@ -21,6 +21,9 @@ from dnnkit.sender.artifacts import EARLY, save_model, upload
 from dnnkit.sender.mark import Batch, Mark, Tail
 from dnnkit.sender.store import Store
 
+SHARE = 0.01  # of its time that a sender spends on the few rows of a run that goes on: the trainer needs the machine
+LONGEST_WAIT = 5.0  # seconds, whatever a send takes
+SLICE = 1.0  # seconds that one run with much to send may keep the others of a sweep waiting
 METRICS_PER_BATCH = 1000  # MLflow's own limits
 PARAMS_PER_BATCH = 100
 PARAM_LENGTH = 6000
@@ -40,15 +43,16 @@ class Follower:
         self._emit = emit
         self._lock = FileLock(run_dir / ".sender.lock")
         self._log = _run_logger(run_dir)
-        self._mark = Mark.read(run_dir, strip_credentials(store.uri))
-        self._tail = Tail(run_dir, self._mark)
+        self._read_mark()
         self.orphaned = False  # whether the process that announced the run is known to be gone
+        self.behind = False  # whether there is more to send at once
         self._opened = False
         self._failures = self._failures_after_the_end = 0
-        self._not_before = 0.0
+        self._not_before = self._next_send = 0.0
 
     def advance(self) -> bool:
-        """Sends what is new; true once there is nothing more to do: closed, or given up after the run's end."""
+        """Sends what is new, for about a second; true once there is nothing more to do: closed, or given up after the run's end."""
+        self.behind = False
         if time.monotonic() < self._not_before:
             return False
         try:
@@ -66,14 +70,21 @@ class Follower:
         for handler in self._log.handlers:
             handler.close()
 
+    def _read_mark(self) -> None:
+        self._mark = Mark.read(self.run_dir, strip_credentials(self._store.uri))
+        self._tail = Tail(self.run_dir, self._mark)
+        self._beyond = frozenset(self._mark.beyond)
+
     def _advance(self) -> bool:
         record = _settled(self.run_dir, self.record, self.orphaned)  # before the journals: one that has ended has written them all
         if record.resumed != self.record.resumed:
             return True  # by another process, which has a sender of its own
         self.record = record
         run_id = self._open()
-        self._send_rows(run_id)
-        if self.record.status == "RUNNING":
+        if self.record.status == "RUNNING" and time.monotonic() < self._next_send:
+            return False
+        self.behind = not self._send_rows(run_id)
+        if self.behind or self.record.status == "RUNNING":
             return False
         self._close(run_id)
         return True
@@ -88,9 +99,10 @@ class Follower:
             except Timeout as error:
                 raise RuntimeError(f"another sender is following {self.run_dir}") from error
             # Whoever had the folder until now may have sent more than was known when this follower was made.
-            self._mark = Mark.read(self.run_dir, strip_credentials(self._store.uri))
-            self._tail = Tail(self.run_dir, self._mark)
+            self._read_mark()
         client, mark = self._store.client, self._mark
+        if self._store.opened:
+            self._log.info("%s", self._store.opened)
         if mark.run_id is None:
             mark.run_id = self._create_run()
             mark.write(self.run_dir)
@@ -134,22 +146,31 @@ class Follower:
             self._log.warning("%s: %d characters cut to MLflow's %d; config/config.yaml has it whole", key, len(value), PARAM_LENGTH)
         return value[:PARAM_LENGTH]
 
-    def _send_rows(self, run_id: str) -> None:
-        """Sends a batch that was under way, then all that is new."""
-        while self._mark.batch is not None or self._next_batch():
+    def _send_rows(self, run_id: str) -> bool:
+        """Sends a batch that was under way, then what is new, for about `SLICE` seconds; true once nothing is left."""
+        began, sent, left = time.monotonic(), False, False
+        while not left and (self._mark.batch is not None or self._next_batch()):
             batch = self._mark.batch
             assert batch is not None
             metrics = [Metric(row.key, row.value, batch.timestamp, row.step) for row in batch.rows]
             if metrics:
                 self._store.client.log_batch(run_id, metrics=metrics)
-            self._mark.done(self.run_dir)
+            self._mark.arrived()
+            sent, left = True, time.monotonic() > began + SLICE
+        if sent:
+            self._mark.write(self.run_dir)
+            now = time.monotonic()
+            self._next_send = now if left else now + min(LONGEST_WAIT, (now - began) / SHARE)
+        return not left
 
     def _next_batch(self) -> bool:
         rows = self._tail.next_batch(METRICS_PER_BATCH)
         if rows:
             # Sent long after the run, the rows still belong to its time.
             moment = int(time.time() * 1000) if self.record.ended is None else _milliseconds(self.record.ended)
-            beyond = set(self._mark.beyond)
+            # The end is known to the second: rows sent after it are not older than those sent within that second.
+            moment = self._mark.latest = max(moment, self._mark.latest)
+            beyond = self._beyond
             new, known = [row for row in rows if row not in beyond], [row for row in rows if row in beyond]
             self._mark.begin(self.run_dir, Batch(moment, new, known))
         return bool(rows)

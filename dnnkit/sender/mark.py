@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from dnnkit.disk import read_json, write_json
+from dnnkit.disk import read_json, write_text
 from dnnkit.record.journal import METRICS, TIMING, Row, read_from
 
 MARK = "sender.json"
@@ -30,7 +31,7 @@ class Batch:
 
 @dataclass
 class Mark:
-    """`sent`: number of rows of each key that MLflow holds; `batch`: rows that it may or may not hold.
+    """`sent`: number of rows of each key that MLflow holds; `batch`: rows that it may or may not hold; `latest`: the latest time sent.
 
     `beyond`: rows that MLflow holds although the journals were cut back to before them, when the run was resumed. Where the
     journals grow back to such a row, it is counted and not sent again.
@@ -45,6 +46,7 @@ class Mark:
     run_id: str | None = None
     described: bool = False
     closed: bool = False
+    latest: int = 0
     sent: dict[str, int] = field(default_factory=dict)
     beyond: list[Row] = field(default_factory=list)
     batch: Batch | None = None
@@ -63,21 +65,29 @@ class Mark:
 
     def write(self, folder: Path) -> None:
         """Replaces `sender.json` in one step. Raises DiskError."""
-        write_json(folder / MARK, asdict(self))
+        # One line: this is written for every batch, and indented JSON takes ten times as long.
+        write_text(folder / MARK, json.dumps({**vars(self), "batch": self.batch and vars(self.batch)}) + "\n")
 
     def begin(self, folder: Path, batch: Batch) -> None:
         """Notes that `batch` is about to be sent."""
         self.batch = batch
         self.write(folder)
 
-    def done(self, folder: Path) -> None:
-        """Notes that MLflow has the batch."""
+    def arrived(self) -> None:
+        """Takes in that MLflow has the batch; to be written with the next one, or by `write`.
+
+        A sender that is killed before that sends the batch once more, as it stands in the file.
+        """
         for row in self.batch.all if self.batch is not None else ():
             self.sent[row.key] = self.sent.get(row.key, 0) + 1
         self.batch = None
+
+    def done(self, folder: Path) -> None:
+        """Notes that MLflow has the batch."""
+        self.arrived()
         self.write(folder)
 
-    def cut_back(self, rows: Sequence[Row], step: int) -> None:
+    def cut_back(self, rows: Iterable[Row], step: int) -> None:
         """The journals, which hold `rows`, are about to be cut back to the rows up to `step`."""
         on_the_way = Counter(row.key for row in self.batch.all) if self.batch is not None else Counter()
         kept: Counter[str] = Counter()
@@ -100,14 +110,13 @@ def _rows(held: Iterable[Sequence[Any]]) -> list[Row]:
 
 
 class Tail:
-    """Reads both journals of a folder as they grow and hands out the rows that are not yet in MLflow."""
+    """Reads both journals of a folder as they grow and hands out the rows that are not yet in MLflow. It holds none of them."""
 
     def __init__(self, folder: Path, mark: Mark) -> None:
         self._folder = folder
         self._mark = mark
         self._offsets = {METRICS: 0, TIMING: 0}
         self._read: dict[str, int] = {}
-        self._waiting: list[Row] = []
 
     def next_batch(self, limit: int) -> list[Row]:
         """At most `limit` rows in the order of the journals, each handed out once; call it when no batch is on its way."""
@@ -115,16 +124,20 @@ class Tail:
             path = self._folder / name
             if path.exists() and path.stat().st_size < offset:  # cut back for a resume
                 self._start_over()
-        for name, offset in self._offsets.items():
-            rows, self._offsets[name] = read_from(self._folder / name, offset)
-            for row in rows:
-                self._read[row.key] = self._read.get(row.key, 0) + 1
-                if self._read[row.key] > self._mark.sent.get(row.key, 0):
-                    self._waiting.append(row)
-        batch, self._waiting = self._waiting[:limit], self._waiting[limit:]
+        batch: list[Row] = []
+        for name in self._offsets:
+            while len(batch) < limit:
+                rows, self._offsets[name] = read_from(self._folder / name, self._offsets[name], limit - len(batch))
+                if not rows:
+                    break
+                batch += filter(self._is_new, rows)
         return batch
+
+    def _is_new(self, row: Row) -> bool:
+        """Counts the row among those of its key; true where MLflow has no more than the ones before it."""
+        self._read[row.key] = count = self._read.get(row.key, 0) + 1
+        return count > self._mark.sent.get(row.key, 0)
 
     def _start_over(self) -> None:
         self._offsets = dict.fromkeys(self._offsets, 0)
         self._read.clear()
-        self._waiting.clear()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from dnnkit.disk import read_json
 from dnnkit.errors import CheckpointError
-from dnnkit.record.journal import METRICS, TIMING, read_journal
+from dnnkit.record.journal import METRICS, TIMING, stream_journal
 from dnnkit.sender.mark import MARK, Mark
 
 log = logging.getLogger("dnnkit")
@@ -45,7 +46,6 @@ def _cut_back(run_dir: Path, step: int) -> list[int]:
     if not (run_dir / MARK).exists():
         return []
     mark = Mark.read(run_dir, str(read_json(run_dir / MARK)["tracking_uri"]))
-    rows = [*read_journal(run_dir / METRICS), *read_journal(run_dir / TIMING)]
-    mark.cut_back(rows, step)
+    mark.cut_back(chain(stream_journal(run_dir / METRICS), stream_journal(run_dir / TIMING)), step)
     mark.write(run_dir)
     return sorted({row.step for row in mark.beyond})

@@ -12,6 +12,7 @@ from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from dnnkit.sender import template
 from dnnkit.sender.address import database
 
 LOCK_TIMEOUT = 180.0
@@ -24,10 +25,14 @@ class Store:
     def __init__(self, uri: str, artifacts: Path | None) -> None:
         self.uri = uri
         self._artifacts = artifacts
+        self.opened = ""  # how a database came to be that was not there, in words
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The client. The first use of a SQLite store creates and migrates its tables, one process at a time."""
+        """The client. At the first use of a SQLite store its tables are created, by one process at a time.
+
+        A fresh database begins as a copy of one that is migrated already (`template`), or is migrated where there can be none.
+        """
         # MLflow would try an unreachable database for 102 s, during which this process could tell nobody.
         mlflow.store.db.utils.MAX_RETRY_COUNT = DATABASE_ATTEMPTS
         file = database(self.uri)
@@ -35,6 +40,7 @@ class Store:
             return MlflowClient(tracking_uri=self.uri)
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_name(f".{file.name}.lock"), timeout=LOCK_TIMEOUT):
+            self.opened = template.place(file)
             return MlflowClient(tracking_uri=self.uri)  # opens the file at once
 
     def experiment(self, name: str) -> str:

@@ -32,8 +32,8 @@ def sync(run_dir: Path, uri: str | None = None) -> Outcome:
 
     follower = Follower(folder, Store(address, artifact_root(address, cwd)), hear)
     try:
-        while not follower.advance() and follower.record.status != "RUNNING":
-            time.sleep(0.1)
+        while not follower.advance() and (follower.behind or follower.record.status != "RUNNING"):
+            time.sleep(0.0 if follower.behind else 0.1)
     finally:
         follower.release()
     return outcome

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -19,15 +18,14 @@ from dnnkit.config import Config, Trainer
 from dnnkit.data import DataSet, Split
 from dnnkit.data.loaders import evaluation_batches
 from dnnkit.data.scaling import Scaling
+from dnnkit.data.sizing import evaluation_batch
 from dnnkit.data.stored import StoredRows
 from dnnkit.errors import ConfigError, DataError, Problem, nearest
-from dnnkit.record import read_journal
-from dnnkit.record.folder import read_files
-from dnnkit.record.journal import METRICS
+from dnnkit.record.journal import METRICS, stream_journal
 from dnnkit.training.assemble import assemble, load_data
 from dnnkit.training.callbacks import JournalLogger
 from dnnkit.training.devices import inference_device
-from dnnkit.training.finished import FinishedRun, check_monte_carlo, open_run, threads_of, with_overrides
+from dnnkit.training.finished import FinishedRun, check_monte_carlo, fingerprint_of, open_run, threads_of, with_overrides
 from dnnkit.training.fit import PRECISIONS, in_precision, quiet
 
 log = logging.getLogger("dnnkit")
@@ -102,7 +100,9 @@ def evaluate(
         for notice in notices:
             log.warning("%s", notice)
         rows: Split = getattr(data, split)
-        values = _measure(found, cfg, settings, replace(data, test=rows), device)
+        # As the run did: of a limited validation in minibatches as that counts them.
+        limit = settings.limit_val_batches if split == "validation" else 1.0
+        values = _measure(found, cfg, settings, replace(data, test=rows), device, limit)
     recorded = _recorded(found, split) if data.fingerprint == trained_on else {}
     if cfg.values["dropout"] != found.cfg.values["dropout"]:
         recorded = {name: value for name, value in recorded.items() if not name.startswith("mc_")}
@@ -132,12 +132,6 @@ def data_for(run: FinishedRun, cfg: Config, device: torch.device) -> DataSet:
     Raises DataError, ConfigError.
     """
     return _rescaled(run, cfg, _fitting(run, cfg, load_data(cfg, device)))
-
-
-def fingerprint_of(run_dir: Path) -> str | None:
-    """The fingerprint of the data that a run was trained on, None where its folder does not say."""
-    dataset = read_files(run_dir, "dataset.json")
-    return str(json.loads(dataset["source"])["fingerprint"]) if "source" in dataset else None
 
 
 def _other_data(fingerprint: str, trained_on: str | None) -> str:
@@ -212,7 +206,7 @@ class _Numbers(JournalLogger):
         self.values |= {key.partition("/")[2]: float(value) for key, value in metrics.items()}
 
 
-def _measure(run: FinishedRun, cfg: Config, settings: Trainer, data: DataSet, device: torch.device) -> dict[str, float]:
+def _measure(run: FinishedRun, cfg: Config, settings: Trainer, data: DataSet, device: torch.device, limit: int | float) -> dict[str, float]:
     """The loss and the metrics of `data.test`, by the code that tests a run."""
     module, numbers = assemble(cfg, run.network(), data), _Numbers()
     with quiet():
@@ -225,14 +219,16 @@ def _measure(run: FinishedRun, cfg: Config, settings: Trainer, data: DataSet, de
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        batches = evaluation_batches(*in_precision(data.test, settings), workers=cfg.values["data"]["workers"])
+        x, y = in_precision(data.test, settings)
+        size = evaluation_batch(module.net, x.shape[1:], x.dtype, device, limit)
+        batches = evaluation_batches(x, y, size, workers=cfg.values["data"]["workers"])
         trainer.test(module, batches.to(device), verbose=False)
     return {name: value for name, value in numbers.values.items() if not math.isnan(value)}
 
 
 def _recorded(run: FinishedRun, split: str) -> dict[str, float]:
     """What the run's journal says of these weights and this split, by name; empty where it did not measure them."""
-    rows = read_journal(run.folder.path / METRICS)
+    rows = stream_journal(run.folder.path / METRICS)
     if split == "test" and run.checkpoint.stem == "best":
         return {row.key.removeprefix("test/"): row.value for row in rows if row.key.startswith("test/")}
     if split == "validation":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -199,6 +200,12 @@ def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for part in path[:-1]:
         values = values[part]
     values[path[-1]] = value
+
+
+def fingerprint_of(run_dir: Path) -> str | None:
+    """The fingerprint of the data that a run was trained on, None where its folder does not say."""
+    dataset = read_files(run_dir, "dataset.json")
+    return str(json.loads(dataset["source"])["fingerprint"]) if "source" in dataset else None
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dnnkit.config import Trainer
 from dnnkit.data.passes import reseeding
+from dnnkit.data.sizing import evaluation_batch
 from dnnkit.data.tables import EncodedRows
 from dnnkit.disk import replacing
 from dnnkit.errors import ConfigError, DataError, DiskError, Problem
@@ -27,8 +28,8 @@ from dnnkit.training.finished import FinishedRun, check_monte_carlo, open_run, t
 
 T = TypeVar("T")
 
-#: As many examples at a time as when a run is tested.
-BATCH = 1000
+#: Of so many examples it is asked whether they are in training's units.
+_LOOKED_AT = 10_000
 #: Beyond this many deviations, or closer together than that share of one, examples are hardly in training's units.
 _FAR, _FLAT = 20.0, 0.05
 
@@ -55,17 +56,18 @@ class _Answers:
     spread: Spread | None = None
 
 
-def predict(run: FinishedRun, x: Tensor, *, batch_size: int = BATCH) -> Tensor:
+def predict(run: FinishedRun, x: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Predictions for raw examples x `(n, *inputs)`, float64 on the CPU.
 
     They are standardised with the statistics of the run's training split. Classification: probabilities `(n, classes)`,
     the softmax of the network's logits. Regression: values `(n, outputs)` in the units of the target. Reconstruction:
-    examples `(n, *inputs)` in raw units. Raises DataError for x of another shape, and for values that cannot be used.
+    examples `(n, *inputs)` in raw units. `batch_size`: examples at a time; None: as many as when a run is tested.
+    Raises DataError for x of another shape, and for values that cannot be used.
     """
     return _in_words(run, _outputs(run, x, batch_size))
 
 
-def predict_spread(run: FinishedRun, x: Tensor, samples: int, *, batch_size: int = BATCH) -> Spread:
+def predict_spread(run: FinishedRun, x: Tensor, samples: int, *, batch_size: int | None = None) -> Spread:
     """Monte-Carlo dropout: the mean of `samples` predictions with dropout on, in the units of `predict`, and how far they are apart.
 
     What is said of an example depends on the run's seed and on the example and its number in x, on nothing beside it. Raises
@@ -89,7 +91,7 @@ def _shaped(run: FinishedRun, values: Tensor) -> Tensor:
     return values.reshape(-1, *run.state.inputs) if run.state.task == "reconstruction" else values
 
 
-def _answers(run: FinishedRun, x: Tensor, samples: int, batch_size: int) -> _Answers:
+def _answers(run: FinishedRun, x: Tensor, samples: int, batch_size: int | None) -> _Answers:
     if not samples:
         raw = _outputs(run, x, batch_size)
         return _Answers(raw, _in_words(run, raw))
@@ -98,7 +100,7 @@ def _answers(run: FinishedRun, x: Tensor, samples: int, batch_size: int) -> _Ans
     return _Answers(found.mean if found.log_mean is None else found.log_mean, told.mean, told)
 
 
-def _outputs(run: FinishedRun, x: Tensor, batch_size: int) -> Tensor:
+def _outputs(run: FinishedRun, x: Tensor, batch_size: int | None) -> Tensor:
     """What the network itself gives, `(n, outputs)`, float32 or float64 on the CPU, in evaluation mode and the run's precision."""
 
     def ask(network: nn.Module, batch: Tensor, _first: int) -> Tensor:
@@ -108,7 +110,7 @@ def _outputs(run: FinishedRun, x: Tensor, batch_size: int) -> Tensor:
     return torch.cat(_each(run, x, batch_size, ask))
 
 
-def _spread(run: FinishedRun, x: Tensor, samples: int, batch_size: int) -> Spread:
+def _spread(run: FinishedRun, x: Tensor, samples: int, batch_size: int | None) -> Spread:
     """Monte-Carlo dropout in the network's own units: logits or standardised values."""
     check_monte_carlo(run, samples, run.network())
     summary = Spread.of_logits if run.target_scaling is None else Spread.of_values
@@ -120,21 +122,22 @@ def _spread(run: FinishedRun, x: Tensor, samples: int, batch_size: int) -> Sprea
     return Spread.joined(_each(run, x, batch_size, ask))
 
 
-def _each(run: FinishedRun, x: Tensor, batch_size: int, ask: Callable[[nn.Module, Tensor, int], T]) -> list[T]:
+def _each(run: FinishedRun, x: Tensor, batch_size: int | None, ask: Callable[[nn.Module, Tensor, int], T]) -> list[T]:
     """What `ask` says of every batch, standardised, given the network, the batch and the number of its first example."""
     if tuple(x.shape[1:]) != run.state.inputs or len(x) == 0:
         raise DataError(f"x must be examples of shape (n, {', '.join(map(str, run.state.inputs))}), got {tuple(x.shape)}")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ConfigError([Problem("--batch-size", f"must be at least 1, got {batch_size}")])
     settings = Trainer(**run.cfg.values["trainer"])
     with threads_of(run.folder.path, settings.threads), torch.inference_mode():
         device = inference_device(settings)
         dtype = torch.float64 if str(settings.precision) == "64" else torch.float32
         network = run.network().to(device)
+        size = batch_size or evaluation_batch(network, run.state.inputs, dtype, device)
         mixed = torch.autocast(device.type, torch.bfloat16) if str(settings.precision) == "bf16" else nullcontext()
         said: list[T] = []
-        for first in range(0, len(x), batch_size):
-            ready = run.scaling.apply(x[first : first + batch_size])
+        for first in range(0, len(x), size):
+            ready = run.scaling.apply(x[first : first + size])
             if not ready.isfinite().all():
                 row = first + int((~ready.flatten(1).isfinite()).any(1).nonzero()[0])
                 raise DataError(f"example {row + 1} holds a value that is missing, or not finite once it is standardised")
@@ -148,7 +151,7 @@ def predict_file(
     source: str | Path,
     output: str | Path,
     *,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     overwrite: bool = False,
     mc_samples: int = 0,
     checkpoint: str = "best",
@@ -204,7 +207,7 @@ def _check_output(source: Path, output: Path, task: str, overwrite: bool) -> Non
 
 def _strange(run: FinishedRun, x: Tensor) -> Iterator[str]:
     """A word where the examples cannot be in the units of training, such as pixels from 0 to 1 in place of 0 to 255."""
-    ready = run.scaling.apply(x[: 10 * BATCH])
+    ready = run.scaling.apply(x[:_LOOKED_AT])
     middle, spread = float(ready.mean()), float(ready.std(correction=0))
     if abs(middle) > _FAR or spread > _FAR or (spread < _FLAT and ready.numel() > 100):
         yield (

@@ -16,7 +16,7 @@ from rich.console import Console
 from dnnkit.disk import disk
 from dnnkit.errors import DnnkitError
 from dnnkit.record import RunRecord, config_digest
-from dnnkit.training.evaluate import fingerprint_of
+from dnnkit.training.finished import fingerprint_of
 
 if TYPE_CHECKING:
     from dnnkit.training.run import Prepared

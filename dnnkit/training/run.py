@@ -38,6 +38,7 @@ from dnnkit.training.assemble import (
     load_data,
 )
 from dnnkit.training.devices import check_world, choose_device, choose_threads
+from dnnkit.training.own import importing_lightning
 from dnnkit.training.place import Place
 from dnnkit.training.pretraining import once
 from dnnkit.training.ranks import Ranks
@@ -139,6 +140,8 @@ def train(cfg: Config, *, senders: Senders | None = None, sweep: str | None = No
         if senders is not None:
             return _prepare_and_record(cfg, senders, sweep, console)
         with Senders() as own:
+            if cfg.values["tracking"]["name"] == "mlflow":
+                own.warm()
             return own.settle(_prepare_and_record(cfg, own, sweep, console))
     finally:
         torch.set_num_threads(threads)
@@ -241,8 +244,9 @@ def _execute(run: Prepared, folder: RunFolder, console: Console) -> tuple[dict[s
     """Train, test on the best weights, draw; the final metrics and the module."""
     try:
         with Ranks(run.trainer, folder) as ranks:
-            # Lightning takes seconds to import: by now the sender is importing MLflow beside it, and so do other ranks PyTorch.
-            from dnnkit.training.fit import fit_and_test
+            # Lightning takes seconds to import: by now the sender has begun to import MLflow beside it, and other ranks PyTorch.
+            with importing_lightning():
+                from dnnkit.training.fit import fit_and_test
 
             for line in data_lines(run.data.card):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from dnnkit.sender import Sender
+from dnnkit.sender import Sender, Spare
 
 if TYPE_CHECKING:
     from dnnkit.module import Module
@@ -39,11 +39,21 @@ class Senders:
     def __init__(self) -> None:
         self._senders: dict[str, Sender] = {}
         self._runs: dict[Path, tuple[Sender, float]] = {}
+        self._spare: Spare | None = None
+
+    def warm(self) -> None:
+        """Start a process that imports MLflow while this one imports PyTorch; the first sender is made of it.
+
+        Where no run turns out to need one, `close` ends it, and it has made nothing.
+        """
+        if self._spare is None and not self._senders:
+            self._spare = Spare.start()
 
     def start(self, uri: str) -> Sender:
         """The sender for this address; started at its first use."""
         if uri not in self._senders:
-            self._senders[uri] = Sender.start(uri)
+            spare, self._spare = self._spare, None
+            self._senders[uri] = Sender.start(uri, spare=spare)
         return self._senders[uri]
 
     def announce(self, sender: Sender, run_dir: Path, wait_s: float) -> None:
@@ -70,7 +80,9 @@ class Senders:
             sender.wait(run_dir, wait_s)
         for sender in self._senders.values():
             sender.close()
-        self._runs, self._senders = {}, {}
+        if self._spare is not None:
+            self._spare.end()
+        self._runs, self._senders, self._spare = {}, {}, None
 
     def __enter__(self) -> Self:
         return self

@@ -8,13 +8,13 @@ which leaves moments and velocities alone.
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 from torch.optim import Optimizer
 
 from dnnkit.registry import optimizers
-from dnnkit_plugins.update_rules import InsideRMSprop, NAdam, VelocitySGD, decoupled, epsilon_hat
+from dnnkit_plugins.lean import Lean, decoupled, epsilon_hat, is_dense
+from dnnkit_plugins.update_rules import SGD, Adagrad, Adam, Adamax, InsideRMSprop, NAdam, RMSprop, VelocitySGD
 
 #: Parameters, or groups of them: `{"params": [...], ...settings of their own}`.
 Params = Sequence[Tensor] | Sequence[dict[str, Any]]
@@ -31,7 +31,7 @@ def sgd(params: Params, lr: Rate = 0.01, weight_decay: NotNegative = 0.0) -> Opt
     Here coupled and decoupled weight decay are the same: w ← w − lr · (g + weight_decay · w).
     Source: Robbins & Monro 1951.
     """
-    return _fused(torch.optim.SGD, params, lr=lr, weight_decay=weight_decay)
+    return _fused(SGD, params, lr=lr, weight_decay=weight_decay)
 
 
 @optimizers.register("momentum")
@@ -88,7 +88,7 @@ def adagrad(
     Source: Duchi, Hazan & Singer 2011.
     """
     settings = {"lr": lr, "initial_accumulator_value": initial_accumulator_value, "eps": eps, "weight_decay": weight_decay}
-    return _decayed(_fused(torch.optim.Adagrad, params, **settings), decoupled)
+    return _decayed(_fused(Adagrad, params, **settings), decoupled)
 
 
 @optimizers.register("rmsprop")
@@ -111,7 +111,7 @@ def rmsprop(
     Source: Tieleman & Hinton 2012, lecture 6.5, whose alpha is 0.9; Graves 2013 for `centered`.
     """
     settings = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "centered": centered, "weight_decay": weight_decay}
-    made = InsideRMSprop(params, **settings) if eps_inside else torch.optim.RMSprop(params, **settings, foreach=True)
+    made = InsideRMSprop(params, **settings) if eps_inside else RMSprop(params, **settings, foreach=True)
     return _decayed(made, decoupled)
 
 
@@ -175,7 +175,7 @@ def adamax(
     Source: Kingma & Ba 2015, algorithm 2.
     """
     settings = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay}
-    return _decayed(torch.optim.Adamax(params, **settings, foreach=True), decoupled)
+    return _decayed(Adamax(params, **settings, foreach=True), decoupled)
 
 
 @optimizers.register("nadam")
@@ -203,20 +203,20 @@ def nadam(
 _FUSED = ("cpu", "cuda")
 
 
-def _fused(optimizer: Callable[..., Optimizer], params: Params, **settings: Any) -> Optimizer:
+def _fused(optimizer: Callable[..., Lean], params: Params, **settings: Any) -> Lean:
     tensors: list[Tensor] = [tensor for item in params for tensor in (item["params"] if isinstance(item, dict) else [item])]
-    fused = all(tensor.device.type in _FUSED and tensor.is_floating_point() for tensor in tensors)
+    fused = all(tensor.device.type in _FUSED and tensor.is_floating_point() and is_dense(tensor) for tensor in tensors)
     return optimizer(params, **settings, fused=fused or None)
 
 
-def _decayed(optimizer: Optimizer, apart: bool) -> Optimizer:
+def _decayed(optimizer: Lean, apart: bool) -> Optimizer:
     return decoupled(optimizer) if apart else optimizer
 
 
 def _with_momentum(params: Params, apart: bool, inside: bool, **settings: Any) -> Optimizer:
-    return _decayed(VelocitySGD(params, **settings) if inside else _fused(torch.optim.SGD, params, **settings), apart)
+    return _decayed(VelocitySGD(params, **settings) if inside else _fused(SGD, params, **settings), apart)
 
 
 def _adam(params: Params, betas: tuple[float, float], hat: bool, **settings: Any) -> Optimizer:
-    made = _fused(torch.optim.Adam, params, betas=betas, **settings)
+    made = _fused(Adam, params, betas=betas, **settings)
     return epsilon_hat(made) if hat else made
