@@ -48,7 +48,10 @@ check: $(STAMP)
 	$(PY) -m pytest tests/test_packaging.py -m slow
 
 bench: $(STAMP)
-	$(PY) -m benchmarks
+	@test -f .venv/.bench-ready && test ! $(STAMP) -nt .venv/.bench-ready || \
+		$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	@touch .venv/.bench-ready
+	$(PY) -m benchmarks --write
 
 docs: $(STAMP)
 	$(PY) -m docs.generate

@@ -1,88 +1,108 @@
-"""`python -m benchmarks`: the main job's epoch, dnnkit beside a hand-written loop and stock Lightning."""
+"""`python -m benchmarks [PART …]`: dnnkit side by side with its peers.
+
+Parts: `epochs` (networks, optimizers, batch sizes), `growth` (width, depth, rows, metrics), `startup`, `steps` (ways to run one),
+`record` (journal and MLflow).
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from benchmarks.contenders import CONTENDERS
-from benchmarks.driver import ROOT, Finish, Sample, play_round
-from benchmarks.jobs import SYNTHETIC, Job, write_bench_images
-from benchmarks.results import Results, describe_machine, markdown, put_between_markers, table
+from benchmarks import contenders, document, epochs, growth, record, startup, steps
+from benchmarks.driver import ROOT
+from benchmarks.jobs import MNIST, NETWORKS, OPTIMIZERS, SYNTHETIC
+from benchmarks.rows import find_data
 
-DOCUMENT, FIGURE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.png", ROOT / "benchmarks" / "results.json"
-_DATA = {"mnist": "MNIST, 55,000 training images", SYNTHETIC: "synthetic images in MNIST's shape, 55,000 to train on", "digits": "digits"}
+DOCS, PAGE, RESULTS = ROOT / "docs", ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results.json"
+_PARTS = {"epochs": epochs, "growth": growth, "startup": startup, "steps": steps, "record": record}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
+    plans = _plans(options)
     console = Console()
+    for part in options.parts or _PARTS:
+        began = time.perf_counter()
+        with console.status("starting") as status:
+            found = _PARTS[part].measure(plans[part], _to(status.update, part))
+        for text in _PARTS[part].sections(found).values():
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{part}: {time.perf_counter() - began:.0f} s\n")
+        if options.json:
+            document.update_json(options.json, part, found)
+        if options.write:
+            write(part, found)
+
+
+def write(part: str, found: Mapping[str, Any]) -> None:
+    """Into the repository: the figures, the part's tables in the page, its pictures."""
+    document.update_json(RESULTS, part, found)
+    for name, content in _PARTS[part].sections(found).items():
+        PAGE.write_text(document.put_between_markers(PAGE.read_text(encoding="utf-8"), name, content), encoding="utf-8")
+    if hasattr(_PARTS[part], "draw"):
+        _PARTS[part].draw(found, DOCS)
+
+
+def _plans(options: argparse.Namespace) -> dict[str, Any]:
+    """What each part is asked to do; what the options leave open is as the part has it. ModuleNotFoundError without the peers."""
     data = options.data or find_data()
-    began = time.perf_counter()
-    console.print(f"{_DATA[data]}; batch {', '.join(map(str, options.batch))}; {options.rounds} rounds of 1 + {options.epochs} epochs")
-    with console.status("starting") as status:
-        results = measure(options.contenders, data, options.batch, options.rounds, options.epochs, status.update)
-    console.print(table(results))
-    console.print(f"{time.perf_counter() - began:.0f} s in all")
-    if options.json:
-        results.write(options.json)
-    if options.write:
-        write(results)
+    quick: dict[str, dict[str, Any]] = (
+        {
+            "epochs": {"networks": ("mlp",), "batch_sizes": (32, 128), "rounds": 1, "epochs": 2, "rows": 5500},
+            "growth": {"width": (64, 1024), "depth": (1, 16), "rows": (2000, 10_000), "metrics": (1, 10), "epochs": 1},
+            "startup": {"rounds": 2},
+            "steps": {"processes": 1, "blocks": 10, "compiled": False},
+            "record": {"points": 50_000, "blocks": 3, "databases": 1},
+        }
+        if options.quick
+        else {part: {} for part in _PARTS}
+    )
+    names = ("contenders", "networks", "optimizers", "batch_sizes", "rounds", "epochs", "rows")
+    asked = {name: value for name in names if (value := getattr(options, name)) is not None}
+    plans = {
+        "epochs": epochs.Plan(data, **{**quick["epochs"], **asked}),
+        "growth": growth.Plan(data, **quick["growth"]),
+        "startup": startup.Plan(**quick["startup"]),
+        "steps": steps.Plan(data, **quick["steps"]),
+        "record": record.Plan(**quick["record"]),
+    }
+    if "epochs" in (options.parts or _PARTS):
+        contenders.check(plans["epochs"].contenders)
+    return plans
 
 
-def find_data() -> str:
-    """MNIST where DNNKIT_DATA has it, else synthetic images."""
-    root = os.environ.get("DNNKIT_DATA")
-    return "mnist" if root and (Path(root) / "mnist").is_dir() else SYNTHETIC
-
-
-def measure(
-    contenders: Sequence[str], data: str, batch_sizes: Sequence[int], rounds: int, epochs: int, told: Callable[[str], None]
-) -> Results:
-    """All rounds of all batch sizes; a round has one warm-up epoch more than `epochs`."""
-    samples: list[Sample] = []
-    finishes: list[Finish] = []
-    with tempfile.TemporaryDirectory(prefix="bench-images-") as folder:
-        path = Path(folder, "images.npz")
-        if data == SYNTHETIC:
-            write_bench_images(path)
-        for number in range(rounds):
-            for batch_size in batch_sizes:
-                jobs = [Job(name, data, batch_size, epochs + 1, path=str(path)) for name in contenders]
-                measured, finished = play_round(jobs, number, told)
-                samples += measured
-                finishes += finished
-    return Results(describe_machine(), _DATA[data], rounds, epochs, samples, finishes)
-
-
-def write(results: Results) -> None:
-    """Into the repository: the figures, the table in the document, the picture."""
-    from benchmarks.figure import draw
-
-    results.write(RESULTS)
-    DOCUMENT.write_text(put_between_markers(DOCUMENT.read_text(encoding="utf-8"), markdown(results)), encoding="utf-8")
-    draw(results, FIGURE)
+def _to(update: Callable[[str], None], part: str) -> Callable[[str], None]:
+    return lambda line: update(f"{part}: {line}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_const", const=1, dest="rounds", help="one round only: a first impression")
-    parser.add_argument("--rounds", type=_count, help="processes for each contender and batch size, one after the other (default 3)")
-    parser.add_argument("--epochs", type=_count, default=3, help="measured in each round, after a warm-up (default 3)")
-    parser.add_argument("--batch", type=_count, nargs="+", default=[32, 128], metavar="SIZE", help="batch sizes (default 32 128)")
-    parser.add_argument("--data", choices=tuple(_DATA), help="default: mnist where DNNKIT_DATA has it, else synthetic images")
-    parser.add_argument(
-        "--contenders", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS), help="who takes part (default: all)"
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {' '.join(_PARTS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="less of everything: a first impression in a few minutes")
+    parser.add_argument("--write", action="store_true", help="write results.json, and the tables and figures of docs/performance.md")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything that was measured to this file")
+    parser.add_argument("--data", choices=(MNIST, SYNTHETIC), help="default: mnist where DNNKIT_DATA has it, else synthetic")
+    of_epochs = parser.add_argument_group("of the part epochs")
+    known = contenders.CONTENDERS
+    of_epochs.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=tuple(known),
+        help=f"default: {' '.join(contenders.DEFAULT)}; all: {' '.join(known)}",
+        metavar="NAME",
     )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write every measured epoch to this file")
-    parser.add_argument("--write", action="store_true", help="write results.json, and the table and figure of docs/performance.md")
-    parser.set_defaults(rounds=3)
+    of_epochs.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), help=f"default: {' '.join(NETWORKS)}", metavar="NAME")
+    of_epochs.add_argument("--optimizers", nargs="+", choices=tuple(OPTIMIZERS), help=f"default: {' '.join(OPTIMIZERS)}", metavar="NAME")
+    of_epochs.add_argument("--batch", type=_count, nargs="+", dest="batch_sizes", metavar="SIZE", help="default: 32 128 512")
+    of_epochs.add_argument("--rounds", type=_count, help="processes for each contender, one after the other (default 2)")
+    of_epochs.add_argument("--epochs", type=_count, help="measured in each round, after a warm-up (default 2)")
+    of_epochs.add_argument("--rows", type=_count, help="to train on (default: as many as the network needs, see the page)")
     return parser
 
 

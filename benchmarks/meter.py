@@ -1,17 +1,17 @@
-"""What an epoch costs: CPU time of this process, of the processes it started, and wall time."""
+"""What an epoch costs: CPU time of this process, of the processes it started, and wall time; and what memory."""
 
 from __future__ import annotations
 
 import os
+import re
 import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pytorch_lightning as pl
-
-from benchmarks.jobs import Boundary, Facts, parameters
+_PROC = Path("/proc")
 
 
 class Reading(NamedTuple):
@@ -30,23 +30,59 @@ class Reading(NamedTuple):
         return Reading(self.cpu_s - began.cpu_s, children, self.wall_s - began.wall_s)
 
 
+class Peak(NamedTuple):
+    """Resident memory at its largest so far, in MB: of this process, and of its living children together (None where unknown)."""
+
+    own_mb: float
+    children_mb: float | None
+
+    @classmethod
+    def now(cls) -> Peak:
+        if _has_proc():
+            # Not ru_maxrss, which on Linux begins with what the parent had when it made this process.
+            return cls(_peak_mb(Path(_PROC, "self")), sum(map(_peak_mb, _children())))
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return cls(own / (1e6 if sys.platform == "darwin" else 1000), None)
+
+
 def children_cpu() -> float | None:
     """CPU seconds of the processes that this one started, ended or alive, to the kernel's tick; None without Linux's /proc."""
-    if not Path("/proc/self/stat").exists():
+    if not _has_proc():
         return None
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    alive = sum(_cpu_of_child(stat) for stat in Path("/proc").glob("[0-9]*/stat"))
+    # The fields from the state on: user and system ticks are the 12th and 13th.
+    alive = sum(int(fields[11]) + int(fields[12]) for fields in map(_stat, _children()) if fields)
     return ended.ru_utime + ended.ru_stime + alive / os.sysconf("SC_CLK_TCK")
 
 
-def _cpu_of_child(stat: Path) -> int:
-    """Ticks of the process, 0 where it is not a child of this one."""
+def _has_proc() -> bool:
+    return Path(_PROC, "self", "stat").exists()
+
+
+def _children() -> Iterator[Path]:
+    """Their folders in /proc."""
+    for process in _PROC.glob("[0-9]*"):
+        fields = _stat(process)
+        if fields and int(fields[1]) == os.getpid():
+            yield process
+
+
+def _stat(process: Path) -> list[str]:
+    """State, parent, … of a process; empty where it has ended between the listing and the look."""
+    # The command, before these, is in brackets and may hold anything.
+    return _read(process / "stat").rpartition(")")[2].split()
+
+
+def _peak_mb(process: Path) -> float:
+    found = re.search(r"^VmHWM:\s+(\d+) kB", _read(process / "status"), re.MULTILINE)
+    return int(found[1]) * 1.024e-3 if found else 0.0
+
+
+def _read(path: Path) -> str:
     try:
-        # The fields after the command, which is in brackets and may hold anything: state, parent, …, user and system ticks.
-        fields = stat.read_text(errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):  # it ended between the listing and the look
-        return 0
-    return int(fields[11]) + int(fields[12]) if int(fields[1]) == os.getpid() else 0
+        return path.read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 class Meter:
@@ -59,28 +95,11 @@ class Meter:
     def __init__(self, turn: Callable[[Reading | None], None]) -> None:
         self._turn = turn
         self._began: Reading | None = None
+        self.peak = Peak(0, None)
 
     def boundary(self) -> None:
         """An epoch has ended, or begins, or both."""
         ended = Reading.now()
+        self.peak = Peak.now()
         self._turn(None if self._began is None else ended.since(self._began))
         self._began = Reading.now()._replace(children_s=ended.children_s)
-
-
-class EpochMeter(pl.Callback):
-    """Calls `boundary` as each epoch begins and after the last, validation, checkpoints and loggers' epoch-end work included.
-
-    Only as a trainer's first callback: what the others do as an epoch begins then belongs to that epoch.
-    """
-
-    def __init__(self, boundary: Boundary) -> None:
-        self._boundary = boundary
-        self.facts: Facts = {}
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._boundary()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._boundary()
-        accuracy = float(trainer.callback_metrics["val/acc"])
-        self.facts = {"parameters": parameters(pl_module), "steps": trainer.global_step, "val_acc": accuracy}

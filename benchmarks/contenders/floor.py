@@ -1,4 +1,4 @@
-"""What a careful person writes by hand: resident tensors, a permutation, fused SGD, nothing recorded."""
+"""What a careful person writes by hand: resident tensors, a permutation, fused SGD or stock NAdam, nothing recorded."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.jobs import EVALUATION_BATCH, ONE_CYCLE, PEAK_RATE, Boundary, Facts, Job, flat, load, parameters, perceptron
+from benchmarks.jobs import EVALUATION_BATCH, Boundary, Facts, Work, load
+from benchmarks.networks import network, optimizer, parameters, schedule, tensors
 
 
-def train(job: Job, boundary: Boundary) -> Facts:
+def train(work: Work, boundary: Boundary) -> Facts:
     torch.manual_seed(0)
-    data = load(job)
-    (x, y), validation, net = flat(data.train), flat(data.validation), perceptron(data)
-    steps_per_epoch = -(-len(x) // job.batch_size)
-    optimizer = torch.optim.SGD(net.parameters(), lr=PEAK_RATE, momentum=0.9, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, job.epochs * steps_per_epoch, **ONE_CYCLE)
+    rows = load(work)
+    ((x, y), validation), net = tensors(rows), network(work, rows)
+    steps_per_epoch = -(-len(x) // work.batch_size)
+    update = optimizer(work, net, fused=True)
+    rates = schedule(work, update, work.epochs * steps_per_epoch)
     accuracy = 0.0
-    for epoch in range(job.epochs):
+    for epoch in range(work.epochs):
         boundary()
         order = torch.randperm(len(x))
-        for start in range(0, len(x), job.batch_size):
-            rows = order[start : start + job.batch_size]
-            optimizer.zero_grad()
-            cross_entropy(net(x[rows]), y[rows]).backward()
-            optimizer.step()
-            schedule.step()
+        for start in range(0, len(x), work.batch_size):
+            chosen = order[start : start + work.batch_size]
+            update.zero_grad()
+            cross_entropy(net(x[chosen]), y[chosen]).backward()
+            update.step()
+            rates.step()
         accuracy = validate(net, *validation)
-        print(f"epoch {epoch + 1}/{job.epochs}  val acc {accuracy:.4f}")
+        print(f"epoch {epoch + 1}/{work.epochs}  val acc {accuracy:.4f}")
     boundary()
-    return {"parameters": parameters(net), "steps": job.epochs * steps_per_epoch, "val_acc": accuracy}
+    return {"parameters": parameters(net), "steps": work.epochs * steps_per_epoch, "val_acc": accuracy}
 
 
 @torch.no_grad()

@@ -7,16 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 import dnnkit
-from benchmarks.jobs import Boundary, Facts, Job
-from benchmarks.meter import EpochMeter
+from benchmarks.contenders.of_lightning import EpochMeter
+from benchmarks.jobs import Boundary, Facts, Work
+from dnnkit import plugins
+from dnnkit.registry import REGISTRIES, metrics
 
 
-def train(job: Job, boundary: Boundary, *changes: str) -> Facts:
+def train(work: Work, boundary: Boundary, *changes: str) -> Facts:
     meter = EpochMeter(boundary)
     with _metered(meter):
-        dnnkit.train(dnnkit.compose([*job.overrides(), *changes]))
+        dnnkit.train(dnnkit.compose([*work.overrides(), *_metrics(work.metrics), *changes]))
     return meter.facts
 
 
@@ -34,3 +37,23 @@ def _metered(meter: EpochMeter) -> Iterator[None]:
         yield
     finally:
         pl.Trainer.fit = fit  # type: ignore[method-assign]
+
+
+def _metrics(wanted: int) -> list[str]:
+    """`acc`, then accuracies among the k likeliest: a name is measured once, so each k is a component of its own."""
+    if wanted == 1:
+        return []
+    plugins.load()
+    names = [f"among_{k}" for k in range(2, wanted + 1)]
+    for k, name in enumerate(names, 2):
+        if name not in REGISTRIES["metrics"]:
+            _register(name, k)
+    return [f"metrics=[{','.join(['acc', *names])}]"]
+
+
+def _register(name: str, k: int) -> None:
+    def among(prediction: Tensor, target: Tensor) -> Tensor:
+        """The share of samples whose target is among the k largest logits."""
+        return (prediction.topk(k, 1).indices == target[:, None]).any(1).float().mean()
+
+    metrics.register(name, tasks=["classification"], better="higher", mean=True)(among)

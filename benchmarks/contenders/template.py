@@ -2,80 +2,72 @@
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from benchmarks.jobs import EVALUATION_BATCH, ONE_CYCLE, PEAK_RATE, Boundary, Facts, Job, flat, load, perceptron
-from benchmarks.meter import EpochMeter
+from benchmarks.contenders.of_lightning import fit
+from benchmarks.jobs import EVALUATION_BATCH, Boundary, Facts, Rows, Work, load
+from benchmarks.networks import network, optimizer, schedule, tensors
 
 Batch = tuple[Tensor, Tensor]
 
 
 class Classifier(pl.LightningModule):
-    def __init__(self, net: nn.Module, classes: int) -> None:
+    def __init__(self, net: nn.Module, work: Work, classes: int) -> None:
         super().__init__()
-        self.net = net
-        self.train_acc = MulticlassAccuracy(classes, average="micro")
-        self.val_acc = MulticlassAccuracy(classes, average="micro")
+        self.net, self.work = net, work
+        self.train_metrics = _accuracies(classes, work.metrics)
+        self.test_metrics = _accuracies(classes, work.metrics)
+        self.val_metrics = _accuracies(classes, work.metrics)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self.net(batch[0])
         loss = cross_entropy(logits, batch[1])
-        self.train_acc(logits, batch[1])
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
-        self.log("train/acc", self.train_acc, on_step=True, on_epoch=True, prog_bar=True)
+        for name, metric in self.train_metrics.items():
+            metric(logits, batch[1])
+            self.log(f"train/{name}", metric, on_step=True, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: Batch, prefix: str, metrics: nn.ModuleDict) -> None:
         logits = self.net(batch[0])
-        self.val_acc(logits, batch[1])
-        self.log("val/loss", cross_entropy(logits, batch[1]), prog_bar=True)
-        self.log("val/acc", self.val_acc, prog_bar=True)
+        self.log(f"{prefix}/loss", cross_entropy(logits, batch[1]), prog_bar=True)
+        for name, metric in metrics.items():
+            metric(logits, batch[1])
+            self.log(f"{prefix}/{name}", metric, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.SGD(self.net.parameters(), lr=PEAK_RATE, momentum=0.9)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, int(self.trainer.estimated_stepping_batches), **ONE_CYCLE)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        made = optimizer(self.work, self.net)
+        rates = schedule(self.work, made, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": made, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
 
-def train(job: Job, boundary: Boundary) -> Facts:
+def train(work: Work, boundary: Boundary) -> Facts:
     pl.seed_everything(0, verbose=False)
-    data = load(job)
-    train_loader = DataLoader(TensorDataset(*flat(data.train)), job.batch_size, shuffle=True, num_workers=0)
-    val_loader = DataLoader(TensorDataset(*flat(data.validation)), EVALUATION_BATCH, num_workers=0)
-    meter = EpochMeter(boundary)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=job.epochs,
-        logger=_logger() if job.tracking else False,
-        callbacks=[meter, *_callbacks(job)],
-        num_sanity_val_steps=0,
-        default_root_dir=Path.cwd(),
+    rows = load(work)
+    return fit(work, boundary, Classifier(network(work, rows), work, rows.classes), *loaders(work, rows))
+
+
+def loaders(work: Work, rows: Rows) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    training, validation = tensors(rows)
+    return (
+        DataLoader(TensorDataset(*training), work.batch_size, shuffle=True, num_workers=0),
+        DataLoader(TensorDataset(*validation), EVALUATION_BATCH, num_workers=0),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(Classifier(perceptron(data), data.outputs), train_loader, val_loader)
-    return meter.facts
 
 
-def _callbacks(job: Job) -> list[Callback]:
-    always: list[Callback] = [
-        ModelCheckpoint(dirpath="checkpoints", filename="best", monitor="val/acc", mode="max", save_last=True),
-        EarlyStopping("val/acc", mode="max", patience=job.epochs),
-    ]
-    return [*always, LearningRateMonitor("step")] if job.tracking else always
-
-
-def _logger() -> Any:
-    from pytorch_lightning.loggers import MLFlowLogger
-
-    return MLFlowLogger("bench", tracking_uri=f"sqlite:///{Path.cwd() / 'mlflow.db'}", artifact_location=(Path.cwd() / "mlruns").as_uri())
+def _accuracies(classes: int, count: int) -> nn.ModuleDict:
+    """`count` objects of torchmetrics, as templates have them."""
+    among = {f"among_{k}": MulticlassAccuracy(classes, top_k=k, average="micro") for k in range(2, count + 1)}
+    return nn.ModuleDict({"acc": MulticlassAccuracy(classes, average="micro"), **among})
