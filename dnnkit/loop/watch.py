@@ -130,6 +130,8 @@ class _Look:
 
     def at(self, value: Any, depth: int = _DEPTH) -> Hashable:
         """What is to be compared of `value`, looking `depth` containers deep; a thing that is met again is looked into once."""
+        if isinstance(value, dict) and not value:
+            return ()  # as most of a module's are
         if isinstance(value, float):
             return value.hex()
         if isinstance(value, _PLAIN):

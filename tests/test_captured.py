@@ -1,0 +1,231 @@
+"""The captured step in a run: what changes between epochs, several devices, a resume, a compiled graph."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from dnnkit.checkpoint import load
+from dnnkit.loop.captured import COMPILED_BOUND
+from dnnkit.module import Module, Recipe, Task
+from dnnkit.network.freezing import Freezing
+from dnnkit.record import read_journal
+
+Fit = Callable[..., SimpleNamespace]
+Same = Callable[[Any, Any], None]
+
+FEATURES, CLASSES, ROWS = 6, 3, 150  # 19 minibatches of 8, the last of 6
+X = torch.randn(ROWS, FEATURES, generator=torch.Generator().manual_seed(4))
+Y = (X[:, :CLASSES] + 0.5 * X[:, CLASSES:]).argmax(1)
+
+
+class Penalty:
+    """factor · Σw²; `grows`: by a tenth at each call, which is a state of its own."""
+
+    def __init__(self, factor: float = 1e-3, grows: bool = False) -> None:
+        self.factor, self.grows = factor, grows
+
+    def __call__(self, net: nn.Module) -> Tensor:
+        if self.grows:
+            self.factor *= 1.1
+        return self.factor * torch.stack([parameter.square().sum() for parameter in net.parameters()]).sum()
+
+
+class Loss(nn.Module):
+    """Cross-entropy with a setting, which a callback may change."""
+
+    smoothing = 0.0
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(prediction, target, label_smoothing=self.smoothing)
+
+
+def small_module(**recipe: Any) -> Module:
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, CLASSES)
+    )
+    freezing = recipe.pop("freezing", Freezing())
+    made = {"optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9), "schedule": lambda *_: 1.0, "seed": 3, **recipe}
+    return Module(net, Task(Loss()), Recipe(**made), 7, freezing)
+
+
+class AtEpochs(pl.Callback):
+    """Does something to the module before each epoch but the first."""
+
+    def __init__(self, act: Callable[[Module, pl.Trainer], object]) -> None:
+        self.act = act
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch:
+            self.act(pl_module, trainer)  # type: ignore[arg-type]
+
+
+def rebind(module: Module) -> None:
+    for parameter in module.net.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def turn(module: Module) -> None:
+    """The same memory, read in another order."""
+    module.net[4].weight.data = module.net[4].weight.data.t()
+
+
+def swap(module: Module) -> None:
+    module.net[2] = nn.Tanh()
+
+
+def anneal(module: Module) -> None:
+    module.recipe.penalty.factor *= 10  # type: ignore[union-attr]
+
+
+def another_penalty(module: Module) -> None:
+    object.__setattr__(module.recipe, "penalty", Penalty(0.1))
+
+
+def batches_of_twelve(trainer: pl.Trainer) -> None:
+    trainer.train_dataloader.batch_size = 12
+    trainer.fit_loop.max_batches = math.ceil(ROWS / 12)
+
+
+#: What somebody does between two epochs, and how many graphs three epochs then take.
+BETWEEN: dict[str, tuple[Callable[[Module, pl.Trainer], object], int]] = {
+    "nothing": (lambda module, _: None, 1),
+    "dropout": (lambda module, _: setattr(module.net[3], "p", module.net[3].p + 0.1), 3),
+    "evaluation mode of a normalization": (lambda module, _: module.net[1].eval(), 2),
+    "a weight is frozen": (lambda module, _: module.net[0].weight.requires_grad_(False), 2),
+    "weights are bound anew": (lambda module, _: rebind(module), 3),
+    "a weight is turned": (lambda module, _: turn(module), 2),
+    "weights are halved": (lambda module, _: module.net[0].weight.data.mul_(0.5), 1),
+    "a layer is exchanged": (lambda module, _: swap(module), 3),
+    "the penalty grows": (lambda module, _: anneal(module), 3),
+    "another penalty": (lambda module, _: another_penalty(module), 3),
+    "the loss is smoothed": (lambda module, _: setattr(module.task.loss, "smoothing", 0.1), 2),
+    "groups of minibatches": (lambda _, trainer: setattr(trainer, "accumulate_grad_batches", 3), 2),
+    "larger minibatches": (lambda _, trainer: batches_of_twelve(trainer), 2),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_a_callback_changes_between_epochs_is_followed(name: str, fit: Fit, assert_same: Same) -> None:
+    act, graphs = BETWEEN[name]
+    runs = [fit(small_module(penalty=Penalty()), X, Y, engine, callbacks=[AtEpochs(act)], max_epochs=3) for engine in ("eager", "captured")]
+    assert_same(*(run.state for run in runs))
+    assert runs[1].graphs == graphs
+
+
+def test_what_is_frozen_for_an_epoch_is_captured_anew_when_it_is_trained(fit: Fit, assert_same: Same) -> None:
+    freezing = Freezing({"0.weight": 2, "0.bias": 2}, {"1": 3})
+    eager, captured = (fit(small_module(freezing=freezing), X, Y, engine, max_epochs=4) for engine in ("eager", "captured"))
+    assert_same(eager.state, captured.state)
+    assert captured.graphs == 3
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_penalty_with_a_state_is_run_operation_by_operation_and_called_as_often(accumulate: int, fit: Fit, assert_same: Same) -> None:
+    penalties = [Penalty(1e-6, grows=True) for _ in range(2)]
+    eager, auto = (
+        fit(small_module(penalty=penalty), X, Y, engine, accumulate_grad_batches=accumulate)
+        for penalty, engine in zip(penalties, ("eager", "auto"), strict=True)
+    )
+    assert_same(eager.state, auto.state)
+    assert penalties[0].factor == penalties[1].factor
+    assert auto.graphs == 0
+
+
+def test_callback_that_needs_every_minibatch_is_refused_beside_captured_steps(fit: Fit) -> None:
+    from dnnkit.errors import ConfigError
+
+    class Watches(pl.Callback):
+        def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None: ...
+
+    with pytest.raises(ConfigError, match="cannot be captured here: the callback Watches has on_after_backward") as caught:
+        fit(small_module(), X, Y, "captured", callbacks=[Watches()])
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("first", "second"), [("captured", "captured"), ("captured", "eager"), ("eager", "captured")])
+def test_run_resumed_at_an_epochs_end_goes_on_as_if_it_had_not_stopped(
+    first: str, second: str, fit: Fit, assert_same: Same, tmp_path: Path
+) -> None:
+    whole = {engine: fit(small_module(), X, Y, engine, max_epochs=3).state for engine in ("eager", "captured")}
+    assert_same(whole["eager"], whole["captured"])
+    part = fit(small_module(), X, Y, first, max_epochs=1)
+    part.trainer.save_checkpoint(tmp_path / "end.ckpt")
+    rest = fit(small_module(), X, Y, second, max_epochs=3, ckpt_path=tmp_path / "end.ckpt")
+    for key in ("weights", "gradients", "optimizer", "steps", "random"):
+        assert_same(whole["eager"][key], rest.state[key])
+    later = [line for line in whole["eager"]["logged"] if line[0] is None or line[0] > part.state["steps"]]
+    assert later == rest.state["logged"]
+
+
+# Several devices.
+
+TWO = ("trainer=ddp_cpu", "trainer.devices=2", "tracking=none", "trainer.progress_bar=false", "trainer.max_epochs=1")
+RANKS = {
+    "accumulation and clipping": (
+        *("data.batch_size=51", "trainer.accumulate_grad_batches=2", "clipping=norm", "clipping.max_norm=0.1"),
+        *("normalization=layer_norm", "dropout=dropout", "optimizer=nadam", "metrics=[acc,f1]"),
+    ),
+    "an odd minibatch": ("data.batch_size=31", "normalization=batch_norm", "dropout=dropout", "regularizer=l2", "constraint=max_norm"),
+}
+
+
+def trained(folder: Path, *words: str) -> Path:
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "dnnkit", *TWO, *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    (run,) = (folder / "runs").iterdir()
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RANKS)
+def test_two_devices_end_in_the_same_bits_whether_captured_or_not(name: str, tmp_path: Path, assert_same: Same) -> None:
+    runs = [trained(tmp_path / engine, f"trainer.engine={engine}", *RANKS[name]) for engine in ("eager", "captured")]
+    states = [load(run / "checkpoints" / "last.ckpt") for run in runs]
+    for key in ("state_dict", "optimizer_states"):
+        assert_same(states[0][key], states[1][key])
+    rows = [[(row.key, row.step, row.value) for row in read_journal(run / "metrics.jsonl")] for run in runs]
+    assert rows[0] == rows[1]
+    said = (runs[1] / "run.log").read_text()
+    assert "training steps run as a graph" in said
+    assert "are not" not in said, "of the weights of rank 1, which are compared at the end"
+
+
+@pytest.mark.slow
+def test_synchronised_statistics_on_two_devices_fall_back_with_a_reason(tmp_path: Path, assert_same: Same) -> None:
+    words = ("normalization=batch_norm", "trainer.sync_batch_norm=true", "data.batch_size=31", "trainer.max_epochs=14")
+    auto, eager = (trained(tmp_path / engine, f"trainer.engine={engine}", *words) for engine in ("auto", "eager"))
+    assert "the devices exchange statistics within a forward pass" in (auto / "run.log").read_text()
+    assert_same(*(load(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (auto, eager)))
+
+
+# Compiled.
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_steps_stay_within_the_stated_bound_of_eager_ones(fit: Fit) -> None:
+    """After one update: over many, rounding is amplified as by any other change of order."""
+    weights = []
+    for engine in ("eager", "compiled"):
+        state = fit(small_module(), X, Y, engine, max_steps=1, max_epochs=1)
+        weights.append(torch.cat([value.double().flatten() for value in state.state["weights"].values()]))
+    start = torch.cat([value.double().flatten() for value in small_module().state_dict().values()])
+    apart = torch.linalg.vector_norm(weights[1] - weights[0])
+    assert apart <= COMPILED_BOUND * torch.linalg.vector_norm(weights[0] - start)
