@@ -99,7 +99,7 @@ class Engine:
         return not self._given_up
 
     def _execute(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
-        if self._given_up or (len(x), weight) != self._whole:
+        if self._given_up or (x.shape[0], weight) != self._whole:
             return self._eager(x, y, opens, closes, weight)
         step = self._step
         if step is None or (step.moved and not several()):
@@ -176,11 +176,11 @@ class Engine:
 
 
 def _add(parameters: list[Parameter], gradients: list[Tensor]) -> None:
-    with torch.no_grad():
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            with torch.no_grad():
                 parameter.grad.add_(gradient)
 
 

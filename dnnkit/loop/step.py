@@ -59,6 +59,7 @@ def run_chunk(
     trainer = module.trainer
     generator, seed, rank = default_generator(module.device), module.recipe.seed, trainer.global_rank
     window, with_output = module.window, bool(module.task.metrics)
+    end = chunk.stop - 1  # of a window too, if one ends here: chunks end where windows do
     updates, scheduled = trainer.global_step, schedule.last_epoch - trainer.global_step
     for index, (x, y, *weight) in enumerate(minibatches, start=chunk.first):
         generator.manual_seed(minibatch_seed(seed, number + index - chunk.first, rank))
@@ -66,7 +67,7 @@ def run_chunk(
         if closes:
             schedule.put(scheduled + updates)
             updates += 1
-            module.begin_update(updates, index)
+            module.begin_update(updates, index, index == end)
         outcome = execute(x, y, chunk.opens(index), closes, *weight)
         window.keep(outcome, y, with_output)
         if closes:

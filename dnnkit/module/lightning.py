@@ -62,7 +62,6 @@ class Module(pl.LightningModule):
         self._passing: list[tuple[Tensor, Tensor]] = []
         self._monte_carlo = MonteCarlo(task, recipe.seed)
         self._window_to_load: Mapping[str, Any] = {}
-        self._update = 0  # the number of the update at hand
         self._undefined: set[str] = set()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,9 +88,14 @@ class Module(pl.LightningModule):
         trainer = self.trainer
         return step % self.log_every == 0 or index + 1 == trainer.num_training_batches or step == trainer.max_steps
 
-    def begin_update(self, step: int, index: int) -> None:
-        """What precedes the gradient of the optimizer's update number `step`, at minibatch `index` of the epoch."""
-        self._update, self.window.due = step, self.flush_due(step, index)
+    def begin_update(self, step: int, index: int, last: bool = True) -> None:
+        """What precedes the gradient of the optimizer's update number `step`, at minibatch `index` of the epoch.
+
+        Not `last`: it is known that no window ends with it.
+        """
+        # In the window, because torch's modules take microseconds to set an attribute.
+        window = self.window
+        window.update, window.due = step, last and self.flush_due(step, index)
 
     def finish_update(self, step: int) -> None:
         """What follows the optimizer's update number `step`: the constraint, and the flush where one is due."""
@@ -124,7 +128,7 @@ class Module(pl.LightningModule):
         self.frozen.drop_gradients()
         if several():  # Shares are seeded apart; what clipping and the optimizer draw must be the same on every rank.
             world = self.trainer.world_size
-            default_generator(self.device).manual_seed(minibatch_seed(self.recipe.seed, self._update, world))
+            default_generator(self.device).manual_seed(minibatch_seed(self.recipe.seed, self.window.update, world))
         window = self.window
         if self._clips is None and self.recipe.clip is not None:
             window.norm = self.recipe.clip(_parameters(optimizer))

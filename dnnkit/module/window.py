@@ -15,9 +15,10 @@ from dnnkit.module.task import Outcome
 class Window:
     """What training leaves on the device between two flushes; nothing here waits for the device before `summary`."""
 
-    __slots__ = ("due", "losses", "norm", "outputs", "penalties", "rate", "sizes", "targets")
+    __slots__ = ("due", "losses", "norm", "outputs", "penalties", "rate", "sizes", "targets", "update")
 
     def __init__(self) -> None:
+        self.update = 0  # the number of the update at hand
         self.clear()
 
     def clear(self) -> None:
@@ -33,12 +34,12 @@ class Window:
 
     def keep(self, outcome: Outcome, target: Tensor, with_output: bool) -> None:
         """Add one minibatch."""
-        self.losses.append(outcome.loss.detach())
-        self.sizes.append(len(target))
+        self.losses.append(_plain(outcome.loss))
+        self.sizes.append(target.shape[0])
         if outcome.penalty is not None:
-            self.penalties.append(outcome.penalty.detach())
+            self.penalties.append(_plain(outcome.penalty))
         if with_output:
-            self.outputs.append(outcome.output.detach())
+            self.outputs.append(_plain(outcome.output))
             self.targets.append(target)
 
     def summary(self, metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]]) -> dict[str, float]:
@@ -107,6 +108,10 @@ class Window:
         self.losses = [torch.zeros_like(loss) for loss in self.losses]
         self.outputs = [output[:0] for output in self.outputs]
         self.targets = [target[:0] for target in self.targets]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def at_least_float32(output: Tensor) -> Tensor:
