@@ -80,7 +80,15 @@ def read_json(path: Path) -> Any:
 
 
 def user_cache() -> Path:
-    """Where what can be made again is kept for this user: `dnnkit` in `$XDG_CACHE_HOME`, else in the platform's own cache folder."""
+    """Where what can be made again is kept for this user: `dnnkit` in `$XDG_CACHE_HOME`, else in the platform's own cache folder.
+
+    Raises OSError for a user who has no home.
+    """
     named = os.environ.get("XDG_CACHE_HOME")
-    own = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return (Path(named) if named else own) / "dnnkit"
+    if named:
+        return Path(named) / "dnnkit"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "dnnkit"

@@ -78,10 +78,10 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:
+    if argv is None and not (words and _is_subcommand(words[0])) and not {"-m", "--multirun"} & set(words):
         from dnnkit.training import own
 
-        own.begin()
+        own.begin()  # of a process that trains one network
     try:
         return _dispatch(words)
     except DnnkitError as error:

@@ -21,9 +21,9 @@ WORTH_KEEPING = 2**20
 
 def held(sha256: str, size: int) -> bytearray | None:
     """The bytes with this digest, if they are kept; None where they are not, or are damaged, which is told in the log."""
-    path = _path(sha256)
     content = bytearray(size + 1)
     try:
+        path = _path(sha256)
         with path.open("rb") as file:
             count = file.readinto(content)
     except OSError:
@@ -37,8 +37,8 @@ def held(sha256: str, size: int) -> bytearray | None:
 
 def hold(sha256: str, content: bytearray) -> None:
     """Keep verified bytes, whole or not at all; where that cannot be, the next run is as slow as this one."""
-    path = _path(sha256)
     try:
+        path = _path(sha256)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     except (DiskError, OSError) as error:

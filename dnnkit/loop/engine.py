@@ -67,9 +67,10 @@ class Engine:
         assert isinstance(source, Batches)
         self._eager = eager_step(trainer, self.module)
         self._optimizer = trainer.optimizers[0]
-        mine = share(source.batch_size, source.rank, source.world)
+        minibatch = min(source.batch_size, len(source.x))
+        mine = share(minibatch, source.rank, source.world)
         size = mine.stop - mine.start
-        self._whole = size, size * source.world / source.batch_size  # of a minibatch that is not an epoch's ragged last one
+        self._whole = size, size * source.world / minibatch  # of a minibatch that is not an epoch's ragged last one
         shapes = ((part.shape[1:], part.dtype) for part in (source.x, source.y))
         self._made_for = (*self._whole, trainer.accumulate_grad_batches, *shapes)
 
@@ -102,7 +103,10 @@ class Engine:
         if self._given_up or (x.shape[0], weight) != self._whole:
             return self._eager(x, y, opens, closes, weight)
         step = self._step
-        if step is None or (step.moved and not several()):
+        if step is not None and step.moved:
+            self._refuse_a_move()
+            step = None
+        if step is None:
             step = self._step = self._new_graph(x, y, weight)
             if step is None:
                 return self._eager(x, y, opens, closes, weight)
@@ -114,6 +118,12 @@ class Engine:
         if closes:
             self._update(step)
         return outcome
+
+    def _refuse_a_move(self) -> None:
+        """Weights were put into other memory within a chunk: another graph, which several ranks could not agree upon here."""
+        if several():
+            message = "is not possible on several devices with an optimizer or a constraint that puts weights into other memory"
+            raise ConfigError([Problem("trainer.engine", message, ("trainer.engine=eager",))])
 
     def _update(self, step: StepGraph) -> None:
         trainer, optimizer = self._trainer, self._optimizer
@@ -146,6 +156,8 @@ class Engine:
             return None
         assert step is not None
         log.info("training steps run as a graph, %s; made in %.2f s", _EQUAL[self._kind], time.perf_counter() - began)
+        if several() and self._trainer.world_size > 2:
+            log.info("from three devices on, sums over them are equal to those of eager steps up to rounding: they add in another order")
         self._graphs[self._state] = step
         return step
 

@@ -73,7 +73,10 @@ def side_effects(net: nn.Module, objective: Objective, run: Callable[[nn.Module,
     except Exception as error:
         return f"the network or its loss cannot be copied, to see what it changes ({type(error).__name__}: {error})"
     before, randomness, put = fingerprint(copied, minimised, values=True), outside_randomness(), put_back(copied, minimised)
-    with undone(copied):
+    # What cannot be copied apart, such as a closure over the network itself, still acts on the network.
+    with undone(net), undone(copied):
+        for parameter in net.parameters():
+            parameter.grad = None
         try:
             run(copied, minimised)
             if fingerprint(copied, minimised, values=True) != before:

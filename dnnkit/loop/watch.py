@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 _DEPTH = 6
 _PLAIN = (bool, int, str, bytes, complex, type(None), torch.dtype, torch.device)
+#: Arrays up to so many bytes are compared at every chunk, larger ones only while a step is captured.
+_LOOKED_THROUGH = 1 << 16
 _HOOKS = (
     "_forward_pre_hooks",
     "_forward_hooks",
@@ -33,13 +35,15 @@ def fingerprint(net: nn.Module, *beside: Any, values: bool = False, look: _Look 
     have changed without exchanging it: plain tensors, arrays, generators, iterators, attributes of classes.
     """
     look = look or _Look(values)
+    look.trained = {tensor.untyped_storage().data_ptr() for _, tensor in _tensors(net)}
     parts: list[Hashable] = []
     for module in net.modules():
         parts.append(_Same(module))
         parts += [(key, look.at(value)) for key, value in vars(module).items() if key not in _APART]
         if look.values:
             parts += [(key, look.at(value)) for _, key, value in _class_attributes(module)]
-    parts += [(name, _Same(tensor), tensor.requires_grad, tensor.stride()) for name, tensor in _tensors(net)]
+    parts += [(name, _Same(tensor), tensor.requires_grad, tensor.stride(), _has_hooks(tensor)) for name, tensor in _tensors(net)]
+    parts.append(_global_hooks())
     return (*parts, *map(look.at, beside), places(net))
 
 
@@ -76,11 +80,17 @@ def hooked(net: nn.Module) -> str | None:
             # It keeps a list of its own of its weights, which tracing would leave full of stand-ins.
             return f"{_named(name, module)} is recurrent"
     for name, parameter in net.named_parameters():
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        if _has_hooks(parameter):
             return f"the parameter {name} has a hook"
-    if any(getattr(nn.modules.module, kind, None) for kind in _GLOBAL_HOOKS):
-        return "there is a hook on all modules"
-    return None
+    return "there is a hook on all modules" if _global_hooks() else None
+
+
+def _has_hooks(tensor: Tensor) -> bool:
+    return bool(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None))
+
+
+def _global_hooks() -> bool:
+    return any(getattr(nn.modules.module, kind, None) for kind in _GLOBAL_HOOKS)
 
 
 def outside_randomness() -> Hashable:
@@ -126,6 +136,7 @@ class _Look:
     def __init__(self, values: bool) -> None:
         self.values = values
         self.cells: list[types.CellType] = []
+        self.trained: set[int] = set()  # where the weights and buffers are
         self._seen: set[int] = set()
 
     def at(self, value: Any, depth: int = _DEPTH) -> Hashable:
@@ -140,9 +151,18 @@ class _Look:
             return _Same(value)
         self._seen.add(id(value))
         if isinstance(value, Tensor):
-            changed = (value.data_ptr(), value._version) if self.values and not value.is_inference() else ()
-            return (_Same(value), value.requires_grad, *changed)
+            return (_Same(value), value.requires_grad, *self._changed(value))
         return (_Same(value), *self._drawn(value), *(self.at(part, depth - 1) for part in self._inside(value)))
+
+    def _changed(self, value: Tensor) -> tuple[Hashable, ...]:
+        """What changes where a tensor is written to; every update writes to one that is a weight by another name."""
+        if (
+            value.is_inference()
+            or value.layout is not torch.strided
+            or (not self.values and value.untyped_storage().data_ptr() in self.trained)
+        ):
+            return ()
+        return (value.data_ptr(), value._version)
 
     def _inside(self, value: Any) -> Iterator[Any]:
         if isinstance(value, types.FunctionType):
@@ -153,6 +173,8 @@ class _Look:
 
     def _drawn(self, value: Any) -> tuple[Hashable, ...]:
         """What changes where a number is drawn or the next thing taken."""
+        if isinstance(value, np.ndarray) and (self.values or value.nbytes <= _LOOKED_THROUGH):
+            return (value.tobytes(),)
         if not self.values:
             return ()
         if isinstance(value, torch.Generator):
@@ -163,8 +185,6 @@ class _Look:
             return (str(value.bit_generator.state),)
         if isinstance(value, np.random.RandomState):
             return (str(value.get_state()),)
-        if isinstance(value, np.ndarray):
-            return (value.tobytes(),)
         return (repr(value),) if type(value).__module__ == "itertools" else ()
 
 

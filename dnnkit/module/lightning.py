@@ -279,7 +279,7 @@ class Module(pl.LightningModule):
         self._passing.clear()
         if several():
             predictions, targets = gather_batches(predictions), gather_batches(targets)
-        return _joined(predictions), _joined(targets)
+        return torch.cat(predictions), torch.cat(targets)  # copies: a metric may do with them as it likes
 
     def _measure(self, stage: str) -> None:
         prediction, target = self._whole_pass()
@@ -301,13 +301,8 @@ class Module(pl.LightningModule):
 def _floats(values: Mapping[str, Tensor]) -> dict[str, float]:
     """Scalars as numbers; those on a GPU come together, so that it is waited for once."""
     on_gpu = {key: value.detach().double() for key, value in values.items() if isinstance(value, Tensor) and value.is_cuda}
-    arrived = dict(zip(on_gpu, torch.stack(list(on_gpu.values())).tolist(), strict=True)) if on_gpu else {}
+    arrived = dict(zip(on_gpu, torch.stack([value.reshape(()) for value in on_gpu.values()]).tolist(), strict=True)) if on_gpu else {}
     return {key: arrived[key] if key in arrived else float(value) for key, value in values.items()}
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """One after the other; a single part as it is, without another copy of it."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _check_finite(key: str, value: float, step: int) -> None:

@@ -125,12 +125,16 @@ class Tail:
             if path.exists() and path.stat().st_size < offset:  # cut back for a resume
                 self._start_over()
         batch: list[Row] = []
-        for name in self._offsets:
-            while len(batch) < limit:
-                rows, self._offsets[name] = read_from(self._folder / name, self._offsets[name], limit - len(batch))
-                if not rows:
-                    break
-                batch += filter(self._is_new, rows)
+        try:
+            for name in self._offsets:
+                while len(batch) < limit:
+                    rows, self._offsets[name] = read_from(self._folder / name, self._offsets[name], limit - len(batch))
+                    if not rows:
+                        break
+                    batch += filter(self._is_new, rows)
+        except BaseException:
+            self._start_over()  # or the rows that were read before it would count as handed out
+            raise
         return batch
 
     def _is_new(self, row: Row) -> bool:

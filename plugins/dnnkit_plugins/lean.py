@@ -28,6 +28,7 @@ class Lot:
 
     def __init__(self, weights: list[Tensor], states: list[dict[str, Any]]) -> None:
         self.weights, self.states = weights, states
+        self.shapes = [weight.shape for weight in weights]
         self.strides = [weight.stride() for weight in weights]
         self.dtype, self.device = weights[0].dtype, weights[0].device
         #: Whether all are dense, on the CPU and of one type: a fused kernel goes over the memory and looks at nothing else.
@@ -44,6 +45,7 @@ class Lot:
             and _same(states, self.states)
             and first.dtype is self.dtype
             and first.device == self.device
+            and [weight.shape for weight in weights] == self.shapes
             and [weight.stride() for weight in weights] == self.strides
         )
 
@@ -77,6 +79,14 @@ class Lot:
     def decayed(self, gradients: list[Tensor], decay: float) -> list[Tensor]:
         """Add torch's weight decay, g + decay · w, in new tensors where it is not 0."""
         return list(torch._foreach_add(gradients, self.weights, alpha=decay)) if decay else gradients
+
+    def fits(self) -> bool:
+        """Whether every running quantity has the shape of its parameter, or none: kernels would read on beyond its end."""
+        return all(
+            not isinstance(value, Tensor) or value.dim() == 0 or value.shape == weight.shape
+            for weight, state in zip(self.weights, self.states, strict=False)
+            for value in state.values()
+        )
 
     def lay_out_states(self) -> None:
         """Give every running quantity the memory order of its parameter, which a checkpoint need not have kept."""
@@ -192,6 +202,10 @@ class Lean(Optimizer):
         for weight, state in zip(lot.weights, states, strict=False):
             if not state:
                 state.update(self._begin(group, weight))
+        if not lot.fits():
+            if self.torchs:
+                return None  # torch's own step says what is wrong
+            raise ValueError("the state of this optimizer was made for parameters of other shapes")
         lot.lay_out_states()
         lots[index] = lot
         return lot
