@@ -279,7 +279,8 @@ class Module(pl.LightningModule):
         self._passing.clear()
         if several():
             predictions, targets = gather_batches(predictions), gather_batches(targets)
-        return torch.cat(predictions), torch.cat(targets)  # copies: a metric may do with them as it likes
+        # A copy of the targets: a metric may do with them as it likes, and a view would be of the data themselves.
+        return predictions[0] if len(predictions) == 1 else torch.cat(predictions), torch.cat(targets)
 
     def _measure(self, stage: str) -> None:
         prediction, target = self._whole_pass()
