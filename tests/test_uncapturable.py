@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dnnkit.errors import ConfigError
 from dnnkit.loop.captured import CannotCapture, StepGraph, capture
-from dnnkit.module import Module, Outcome, Recipe, Task
+from dnnkit.module import Module, Outcome, Recipe, Task, minimised
 
 Fit = Callable[..., SimpleNamespace]
 Same = Callable[[Any, Any], None]
@@ -651,3 +651,21 @@ def test_an_attempt_to_capture_changes_nothing(name: str, assert_same: Same) -> 
     assert torch.equal(x, X[:8])
     assert torch.equal(y, Y[:8])
     assert isinstance(made, CannotCapture) == (name not in AS_A_GRAPH)
+
+
+class KnowsItsWeights(nn.Module):
+    """A copy of it has other weights, which it does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.scale = {id(parameter): 2.0 for parameter in self.parameters()}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * self.scale[id(self.layer.weight)]
+
+
+def test_a_network_whose_copy_does_not_run_gives_that_as_the_reason() -> None:
+    net, objective = KnowsItsWeights(), lambda net, x, y: minimised(net, x, y, nn.functional.cross_entropy, None)
+    with pytest.raises(CannotCapture, match="a copy of the network does not run \\(KeyError"):
+        capture(net, objective, torch.randn(5, 4), torch.zeros(5, dtype=torch.int64), 1, nullcontext)

@@ -83,6 +83,8 @@ def side_effects(net: nn.Module, objective: Objective, run: Callable[[nn.Module,
                 return "the network, its loss or its penalty changes its own attributes in a forward pass"
             if outside_randomness() != randomness:
                 return "the network draws from Python's or NumPy's random numbers"
+        except Exception as error:  # where the network itself fails too, its eager step will say so
+            return f"a copy of the network does not run ({type(error).__name__}: {error})"
         finally:
             put()
     return None
