@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -669,3 +670,28 @@ def test_a_network_whose_copy_does_not_run_gives_that_as_the_reason() -> None:
     net, objective = KnowsItsWeights(), lambda net, x, y: minimised(net, x, y, nn.functional.cross_entropy, None)
     with pytest.raises(CannotCapture, match="a copy of the network does not run \\(KeyError"):
         capture(net, objective, torch.randn(5, 4), torch.zeros(5, dtype=torch.int64), 1, nullcontext)
+
+
+def test_an_objective_that_is_set_on_the_module_during_training_is_heard(fit: Callable[..., SimpleNamespace], assert_same: Any) -> None:
+    class Doubles(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                plain = Module.objective.__get__(module)
+
+                def doubled(x: Tensor, y: Tensor, weight: float = 1.0) -> Outcome:
+                    outcome = plain(x, y, weight)
+                    return outcome._replace(total=2 * outcome.total)
+
+                module.objective = doubled
+
+    x, y = torch.randn(160, 4, generator=torch.Generator().manual_seed(0)), torch.arange(160) % 3
+    ends = []
+    for engine in ("eager", "auto"):
+        torch.manual_seed(0)
+        net = nn.Linear(4, 3)
+        recipe = Recipe(lambda parameters: torch.optim.SGD(parameters, lr=0.1), lambda step, total: 1.0)
+        module = Module(net, Task(nn.functional.cross_entropy), recipe)
+        run = fit(module, x, y, engine, callbacks=[Doubles()], log_every_n_steps=5)
+        ends.append({name: value.clone() for name, value in net.state_dict().items()})
+        assert run.graphs == (engine == "auto")
+    assert_same(*ends)

@@ -80,7 +80,7 @@ class Engine:
         if self._given_up or (self._undecided and not self._pays()):
             return self._eager
         module = self.module
-        state = fingerprint(module.net, module.task.loss, module.recipe.penalty), self._made_for
+        state = fingerprint(module.net, module.task.loss, module.recipe.penalty), self._made_for, _own_objective(module)
         if self._on_any_rank(state != self._state or (self._step is not None and self._step.moved)):
             self._state = state
             # Ranks make their graphs together: whether one of them has made it before is its own affair.
@@ -174,7 +174,7 @@ class Engine:
         module = self.module
         if self._made > _GRAPHS:
             raise CannotCapture(f"the network has changed its modes, settings or tensors {_GRAPHS} times")
-        if (type(module).objective, type(module).objective_of) != (Module.objective, Module.objective_of):
+        if _own_objective(module):
             raise CannotCapture(f"{type(module).__name__} has an objective of its own")
         if several() and any(isinstance(layer, SyncedBatchNorm | nn.SyncBatchNorm) for layer in module.net.modules()):
             raise CannotCapture("the devices exchange statistics within a forward pass")
@@ -185,6 +185,11 @@ class Engine:
         log.warning("training steps run operation by operation, which is slower: %s", reason)
         self._given_up, self._step = True, None
         self._graphs.clear()
+
+
+def _own_objective(module: Module) -> bool:
+    """Whether its class, or itself, has another objective than `Module`."""
+    return any(getattr(getattr(module, name), "__func__", None) is not getattr(Module, name) for name in ("objective", "objective_of"))
 
 
 def _add(parameters: list[Parameter], gradients: list[Tensor]) -> None:
