@@ -11,6 +11,7 @@ PYTEST_WORKERS ?= 2
 PY := .venv/bin/python
 # The folder is part of the name: the .venv of a checkout that was moved or copied still points to the old place.
 STAMP := .venv/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
+PEERS := .venv/.bench-ready
 # A file at a time to a worker: what its tests share is made once.
 PYTEST := $(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 # pytest ends with 5 when nothing was selected.
@@ -29,13 +30,18 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f .venv/.ready-*
 	@touch $@
 
+# What the benchmarks, and their slow tests, measure dnnkit beside.
+$(PEERS): $(STAMP)
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
 run: $(STAMP)
 	$(PY) -m dnnkit
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow"
 
-test-slow: $(STAMP)
+test-slow: $(PEERS)
 	$(PYTEST) -m slow $(NONE_IS_FINE)
 
 test-all: test
@@ -47,10 +53,7 @@ check: $(STAMP)
 	$(PYTEST) -m "not slow"
 	$(PY) -m pytest tests/test_packaging.py -m slow
 
-bench: $(STAMP)
-	@test -f .venv/.bench-ready && test ! $(STAMP) -nt .venv/.bench-ready || \
-		$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
-	@touch .venv/.bench-ready
+bench: $(PEERS)
 	$(PY) -m benchmarks --write
 
 docs: $(STAMP)

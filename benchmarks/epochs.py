@@ -17,7 +17,7 @@ from benchmarks.rows import NAMES, Prepared
 
 #: Rows to train on, at most: an epoch is cut at so many steps, or the slow peers at batch 32 would take most of the time.
 ROWS = {"mlp": 55_000, "deep": 10_000, "cnn": 5000}
-STEPS = 400
+STEPS = 800
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ import errno
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dnnkit.errors import DiskError
+
+_DAY_S = 86_400.0
 
 
 @contextmanager
@@ -62,6 +65,19 @@ def write_atomically(path: Path, data: bytes | bytearray) -> None:
     """Replaces `path` by `data`, whole or not at all. Raises DiskError."""
     with replacing(path) as file:
         file.write(data)
+
+
+def write_to_cache(path: Path, data: bytes | bytearray) -> None:
+    """`write_atomically` below `user_cache()`: makes the folder, and clears away what killed processes left there a day ago or more.
+
+    Raises DiskError, OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # another process was quicker
+            if time.time() - leftover.stat().st_mtime > _DAY_S:
+                leftover.unlink()
+    write_atomically(path, data)
 
 
 def write_text(path: Path, text: str) -> None:

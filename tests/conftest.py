@@ -142,7 +142,7 @@ def every_network() -> Callable[[], Iterator[tuple[str, nn.Module]]]:
 def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     """Trains a module by one engine of the chunked loop, and gives everything in which engines must agree as `state`.
 
-    `fit(module, x, y, engine)` with `batch_size`, `callbacks`, `ckpt_path` and settings of the Trainer. `engine` of what comes
+    `fit(module, x, y, engine)` with `batch_size`, `callbacks`, `ckpt_path`, `augment` and settings of the Trainer. `engine` of what comes
     back is the loop's own, `graphs` how many graphs it made.
     """
     import pytorch_lightning as pl
@@ -156,8 +156,9 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     capture = engines.capture
 
     def counted(*arguments: Any, **named: Any) -> object:
-        made.append(capture(*arguments, **named))
-        return made[-1]
+        graph = capture(*arguments, **named)
+        made.append(type(graph))
+        return graph
 
     monkeypatch.setattr(engines, "capture", counted)
     monkeypatch.setattr(engines, "_WORTHWHILE", 0)
@@ -183,6 +184,7 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
         batch_size: int = 8,
         callbacks: Sequence[Any] = (),
         ckpt_path: Path | None = None,
+        augment: Any = None,
         **settings: Any,
     ) -> SimpleNamespace:
         logger, before = Kept(), len(made)
@@ -195,7 +197,7 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
             **{"max_epochs": 2, "log_every_n_steps": 10, **quiet, **settings},
         )
         use_chunks(trainer, 50, engine)  # type: ignore[arg-type]
-        batches = Batches(x, y, batch_size, seed=3), Batches(x[:16], y[:16], 16, seed=0, shuffle=False)
+        batches = Batches(x, y, batch_size, seed=3, augment=augment), Batches(x[:16], y[:16], 16, seed=0, shuffle=False)
         torch.manual_seed(len(engine))  # what ran before must not matter
         trainer.fit(module, *batches, ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else True)
         state = {

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from dnnkit.checkpoint import load
-from dnnkit.loop.captured import COMPILED_BOUND
+from dnnkit.errors import ConfigError
+from dnnkit.loop.captured import COMPILED_BOUND, form
+from dnnkit.loop.engine import in_form
 from dnnkit.module import Module, Recipe, Task
 from dnnkit.network.freezing import Freezing
 from dnnkit.record import read_journal
@@ -131,6 +134,78 @@ def test_what_is_frozen_for_an_epoch_is_captured_anew_when_it_is_trained(fit: Fi
     eager, captured = (fit(small_module(freezing=freezing), X, Y, engine, max_epochs=4) for engine in ("eager", "captured"))
     assert_same(eager.state, captured.state)
     assert captured.graphs == 3
+
+
+def less_and_less(module: Module, _: pl.Trainer) -> None:
+    module.net[3].p += 0.01
+
+
+def test_a_network_that_changes_all_the_time_is_captured_as_often_where_that_is_wanted(
+    fit: Fit, assert_same: Same, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dnnkit.loop.engine._WORTHWHILE", 3 * ROWS // 16)
+    eager, captured = (
+        fit(small_module(), X, Y, engine, callbacks=[AtEpochs(less_and_less)], max_epochs=11) for engine in ("eager", "captured")
+    )
+    assert_same(eager.state, captured.state)
+    assert captured.graphs == 11
+    assert len(captured.engine._graphs) == 8
+
+
+def test_a_network_that_changes_all_the_time_ends_in_eager_where_graphs_do_not_pay(
+    fit: Fit, assert_same: Same, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = []
+    for engine, worthwhile in (("eager", 0), ("auto", 0), ("auto", 3 * ROWS // 16)):
+        monkeypatch.setattr("dnnkit.loop.engine._WORTHWHILE", worthwhile)
+        runs.append(fit(small_module(), X, Y, engine, callbacks=[AtEpochs(less_and_less)], max_epochs=11))
+    eager, paid, unpaid = runs
+    assert_same(eager.state, paid.state)
+    assert_same(eager.state, unpaid.state)
+    assert (paid.graphs, unpaid.graphs) == (11, 8)
+    assert "changed its modes, settings or tensors 8 times in" in caplog.text
+
+
+def test_graphs_of_tensors_that_were_exchanged_are_let_go(fit: Fit) -> None:
+    exchanged = []
+
+    def exchange(module: Module, _: pl.Trainer) -> None:
+        exchanged.append(weakref.ref(module.net[1].running_mean))
+        module.net[1].running_mean = module.net[1].running_mean.clone()
+
+    run = fit(small_module(), X, Y, "captured", callbacks=[AtEpochs(exchange)], max_epochs=4)
+    assert run.graphs == 4
+    assert [place() for place in exchanged] == [None] * 3
+
+
+def test_minibatches_that_an_augmentation_turns_in_memory_give_the_same_bits(fit: Fit, assert_same: Same) -> None:
+    images = torch.randn(ROWS, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    orders = set()
+
+    def turned(x: Tensor, epoch: int, indices: Tensor) -> Tensor:
+        x = x if int(indices[0]) % 2 else x.rot90(1, (2, 3))
+        orders.add(x.stride())
+        return x
+
+    def module() -> Module:
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+        return Module(net, Task(Loss()), Recipe(partial(torch.optim.SGD, lr=0.05), lambda *_: 1.0, seed=3), 7)
+
+    eager, captured = (fit(module(), images, Y, engine, augment=turned, max_epochs=3) for engine in ("eager", "captured"))
+    assert len(orders) > 1
+    assert_same(eager.state, captured.state)
+    assert captured.graphs == 1
+
+
+def test_a_minibatch_is_brought_into_the_order_that_a_graph_reads() -> None:
+    x, y = torch.randn(5, 3, 4), torch.arange(5)
+    given, target = in_form(form(x, y), x.transpose(1, 2).contiguous().transpose(1, 2), y)
+    assert torch.equal(given, x)
+    assert given.stride() == x.stride()
+    assert target is y
+    with pytest.raises(ConfigError, match=r"trainer\.engine: is not possible on several devices where an augmentation changes shapes"):
+        in_form(form(x, y), x[:, :2], y)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

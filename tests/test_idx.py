@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import re
 import struct
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from dnnkit import plugins
 from dnnkit.data.files import Known, find_files, places, read_verified, user_cache
 from dnnkit.data.idx import parse_idx
+from dnnkit.disk import write_to_cache
 from dnnkit.errors import DataError
 from dnnkit.registry import data_sources
 
@@ -236,3 +239,13 @@ def test_the_digits_are_those_of_scikit_learn() -> None:
     np.testing.assert_array_equal(source.train.x[:, 0], load_digits().images)
     np.testing.assert_array_equal(source.train.y, load_digits().target)
     assert source.test is None
+
+
+def test_what_killed_processes_left_in_the_cache_a_day_ago_is_cleared_away(tmp_path: Path) -> None:
+    old, young = tmp_path / "kept" / ".file.1.tmp", tmp_path / "kept" / ".file.2.tmp"
+    write_to_cache(tmp_path / "kept" / "file", b"first")
+    for leftover, hours in ((old, 25), (young, 23)):
+        leftover.write_bytes(b"half")
+        os.utime(leftover, (time.time() - hours * 3600,) * 2)
+    write_to_cache(tmp_path / "kept" / "file", b"second")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == {"file": b"second", ".file.2.tmp": b"half"}

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dnnkit.disk import user_cache, write_text
+from dnnkit.disk import user_cache, write_to_cache
 from dnnkit.errors import DiskError
 from dnnkit.plugins import GROUP
 
@@ -107,8 +107,7 @@ def _keep(path: Path, content: dict[str, Any], began: int) -> None:
         return
     whole = {"digest": _digest([content, files, names]), "content": content, "files": files, "names": names}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(whole))
+        write_to_cache(path, json.dumps(whole).encode("utf-8"))
     except (DiskError, OSError) as error:
         log.debug("the catalogue is not kept: %s", error)
 

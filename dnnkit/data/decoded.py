@@ -10,7 +10,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from dnnkit.disk import user_cache, write_atomically
+from dnnkit.disk import user_cache, write_to_cache
 from dnnkit.errors import DiskError
 
 log = logging.getLogger("dnnkit")
@@ -38,9 +38,7 @@ def held(sha256: str, size: int) -> bytearray | None:
 def hold(sha256: str, content: bytearray) -> None:
     """Keep verified bytes, whole or not at all; where that cannot be, the next run is as slow as this one."""
     try:
-        path = _path(sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+        write_to_cache(_path(sha256), content)
     except (DiskError, OSError) as error:
         log.info("data: the uncompressed file is not kept: %s", error)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import is_
 from typing import Literal
 
 import torch
@@ -26,15 +27,24 @@ Kind = Literal["captured", "compiled"]
 COMPILED_BOUND = 1e-4
 
 
+Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.Size, tuple[int, ...], torch.dtype]
+
+
+def form(x: Tensor, y: Tensor) -> Form:
+    """Shape, strides and type of a minibatch."""
+    return x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype
+
+
 class CannotCapture(Exception):
     """The step cannot be run as a graph; the text says why, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
 class StepGraph:
-    """Forward, loss and backward of minibatches of one shape, as a program."""
+    """Forward, loss and backward of minibatches of one form, as a program."""
 
     program: Program
+    form: Form
     reached: list[Parameter]
     penalized: bool
     net: nn.Module
@@ -51,6 +61,15 @@ class StepGraph:
                 rest[index] = torch.empty_like(self.reached[index]).copy_(rest[index])
         return Outcome(total, loss, output, penalty), rest
 
+    def takes(self, x: Tensor, y: Tensor) -> bool:
+        """Whether it is made for minibatches like this one: a program takes shapes and the order in memory for granted."""
+        return form(x, y) == self.form
+
+    def is_of(self, tensors: Tensors) -> bool:
+        """Whether these are what it reads, and not others that somebody has put in their place."""
+        values = [*tensors.parameters.values(), *tensors.buffers.values()]
+        return len(values) == len(self.read) and all(map(is_, values, self.read))
+
     @property
     def moved(self) -> bool:
         """Whether somebody has put the network's tensors into other memory, so that the program no longer reads them."""
@@ -66,7 +85,7 @@ def capture(
     autocast: Callable[[], AbstractContextManager[None]],
     kind: Kind = "captured",
 ) -> StepGraph:
-    """The step of `objective` of `net`, for minibatches like (x, y).
+    """The step of `objective` of `net`, for minibatches of the form of (x, y).
 
     It is compared with the same step run operation by operation, on (x, y) and on its examples the other way round: losses,
     output, gradients, buffers and what was drawn at random must be equal to the last bit (`compiled`: to `COMPILED_BOUND`).
@@ -91,7 +110,7 @@ def capture(
     reason = None
     for make in _programs(traced, net, x, y, kept, kind):
         try:
-            step, reason = _verified(_step_graph(net, make(), traced), batches, wanted, kind)
+            step, reason = _verified(_step_graph(net, make(), traced, form(x, y)), batches, wanted, kind)
         except Exception as error:
             step, reason = None, f"running it failed ({_first_line(error)})"
         if step is not None:
@@ -118,11 +137,11 @@ def _recorded(net: nn.Module, run: Program, x: Tensor, y: Tensor, kept: int, rec
         return replayed(run, x, y, kept, record)
 
 
-def _step_graph(net: nn.Module, run: Program, traced: Traced) -> StepGraph:
+def _step_graph(net: nn.Module, run: Program, traced: Traced, made_for: Form) -> StepGraph:
     tensors = Tensors.of(net)
     reached = [parameter for parameter, there in zip(tensors.trained, traced.reached, strict=True) if there]
     read = [*tensors.parameters.values(), *tensors.buffers.values()]
-    return StepGraph(run, reached, traced.penalized, net, read, [tensor.data_ptr() for tensor in read])
+    return StepGraph(run, made_for, reached, traced.penalized, net, read, [tensor.data_ptr() for tensor in read])
 
 
 def _verified(

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from dnnkit.data.resident import Batches, share
 from dnnkit.errors import ConfigError, Problem
-from dnnkit.loop.captured import CannotCapture, Kind, StepGraph, capture
+from dnnkit.loop.captured import CannotCapture, Form, Kind, StepGraph, capture, form
 from dnnkit.loop.graph import Tensors
 from dnnkit.loop.step import Execute, autocast_of, eager_step
 from dnnkit.loop.synced import SyncedBatchNorm
@@ -32,7 +32,7 @@ ENGINES: tuple[str, ...] = get_args(Wanted)
 #: For fewer minibatches a graph takes longer to make than it saves: about a quarter of a second, and a third of a millisecond each.
 _WORTHWHILE = 500
 _EQUAL = {"captured": "captured and found equal to the eager ones", "compiled": "compiled, equal to the eager ones up to rounding"}
-#: So many different graphs of one network are made; a network that goes on changing runs operation by operation.
+#: So many graphs of one network are kept, for when it is again what it was.
 _GRAPHS = 8
 
 
@@ -41,7 +41,8 @@ class Engine:
 
     A graph is made at the first whole minibatch, and again when the network is no longer what it was made for: another
     mode, another setting of a layer, a part that is frozen or no longer frozen. Minibatches of another size, an epoch's
-    ragged last one, run operation by operation; so does everything where a graph cannot be had, with the reason in the log.
+    ragged last one, or that an augmentation left in another order in memory, run operation by operation; so does everything
+    where a graph cannot be had, with the reason in the log.
 
     `auto` makes its graph after the first chunk, which need not wait for it, and for long enough runs only.
 
@@ -110,6 +111,10 @@ class Engine:
             step = self._step = self._new_graph(x, y, weight)
             if step is None:
                 return self._eager(x, y, opens, closes, weight)
+        if not step.takes(x, y):
+            if not several():
+                return self._eager(x, y, opens, closes, weight)
+            x, y = in_form(step.form, x, y)
         if opens:
             for parameter in self._optimized:
                 parameter.grad = None
@@ -158,8 +163,16 @@ class Engine:
         log.info("training steps run as a graph, %s; made in %.2f s", _EQUAL[self._kind], time.perf_counter() - began)
         if several() and self._trainer.world_size > 2:
             log.info("from three devices on, sums over them are equal to those of eager steps up to rounding: they add in another order")
-        self._graphs[self._state] = step
+        self._keep(step)
         return step
+
+    def _keep(self, step: StepGraph) -> None:
+        """For when the network is again what it is now. Graphs of weights that were exchanged would keep those in memory."""
+        tensors = Tensors.of(self.module.net)
+        self._graphs = {state: graph for state, graph in self._graphs.items() if graph.is_of(tensors)}
+        while len(self._graphs) >= _GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        self._graphs[self._state] = step
 
     def _on_any_rank(self, here: bool) -> bool:
         """Whether it is so on one rank at least; all have to ask together."""
@@ -172,8 +185,9 @@ class Engine:
     def _check(self) -> None:
         self._made += 1
         module = self.module
-        if self._made > _GRAPHS:
-            raise CannotCapture(f"the network has changed its modes, settings or tensors {_GRAPHS} times")
+        run = self._trainer.fit_loop.total_batch_idx
+        if self._wanted == "auto" and self._made > _GRAPHS and run < self._made * _WORTHWHILE:
+            raise CannotCapture(f"the network changed its modes, settings or tensors {self._made - 1} times in {run} minibatches")
         if _own_objective(module):
             raise CannotCapture(f"{type(module).__name__} has an objective of its own")
         if several() and any(isinstance(layer, SyncedBatchNorm | nn.SyncBatchNorm) for layer in module.net.modules()):
@@ -185,6 +199,18 @@ class Engine:
         log.warning("training steps run operation by operation, which is slower: %s", reason)
         self._given_up, self._step = True, None
         self._graphs.clear()
+
+
+def in_form(wanted: Form, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """A minibatch in the order in memory that a graph reads: ranks that ran one in different ways would not meet.
+
+    Raises ConfigError where more than the order of x in memory is another.
+    """
+    shape, strides, dtype, *of_y = wanted
+    if (x.shape, x.dtype, *form(x, y)[3:]) != (shape, dtype, *of_y):
+        message = "is not possible on several devices where an augmentation changes shapes or types"
+        raise ConfigError([Problem("trainer.engine", message, ("trainer.engine=eager",))])
+    return torch.empty_strided(shape, strides, dtype=dtype, device=x.device).copy_(x), y
 
 
 def _own_objective(module: Module) -> bool:

@@ -17,7 +17,7 @@ import mlflow
 import mlflow.store.db.utils
 from filelock import FileLock
 
-from dnnkit.disk import sync_folder, user_cache, write_atomically
+from dnnkit.disk import sync_folder, user_cache, write_atomically, write_to_cache
 
 LOCK_TIMEOUT = 60.0
 _tables: Any = mlflow.store.db.utils  # which has no types
@@ -61,7 +61,7 @@ def _template() -> tuple[bytes, Path]:
             damaged.unlink()
         content = _migrated(home / ".building.db")
         path = home / f"{prefix}.{_digest(content)}.db"
-        write_atomically(path, content)
+        write_to_cache(path, content)
         return content, path
 
 
