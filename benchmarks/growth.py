@@ -24,6 +24,8 @@ LABELS = {
     "metrics": "metrics of training and validation",
 }
 _ROWS, _BATCH = 5000, 32
+#: At the rate of the other parts 32 layers diverge.
+_SLOWER = 8
 #: From here on an epoch is long enough to be measured once in a round.
 _LONG = 20_000
 
@@ -52,7 +54,7 @@ class Plan:
 
     def _work(self, prepared: Prepared, rows: int = _ROWS, hidden: tuple[int, ...] = (), metrics: int = 1) -> Work:
         epochs = 1 + (self.epochs if rows < _LONG else 1)
-        return Work(self.data, prepared.folder(rows), _BATCH, epochs, hidden=hidden, metrics=metrics, rows=rows)
+        return Work(self.data, prepared.folder(rows), _BATCH, epochs, hidden=hidden, metrics=metrics, rows=rows, slower=_SLOWER)
 
 
 def measure(plan: Plan, told: Callable[[str], None]) -> dict[str, Any]:

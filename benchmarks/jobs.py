@@ -38,7 +38,7 @@ class Work:
     """`epochs` epochs of training with validation after each; `tracking` is whether the contenders that can tell MLflow do.
 
     `folder` holds the rows, as `write_rows` leaves them there. `hidden`: widths in place of the network's own. `metrics`
-    are accuracies, `top_k` for k from 1, of training and validation.
+    are accuracies, `top_k` for k from 1, of training and validation. `slower` divides the rate.
     """
 
     data: str
@@ -51,6 +51,7 @@ class Work:
     metrics: int = 1
     rows: int = 0
     tracking: bool = True
+    slower: float = 1.0
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -64,7 +65,7 @@ class Work:
 
     @property
     def rate(self) -> float:
-        return PEAK_RATE[self.optimizer]
+        return PEAK_RATE[self.optimizer] / self.slower
 
     def data_overrides(self) -> list[str]:
         """The rows in dnnkit's own words."""
