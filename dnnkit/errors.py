@@ -11,15 +11,15 @@ from typing import ClassVar
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> tuple[str, ...]:
     """The valid names closest to the one given, best first; none where nothing is similar.
 
-    First a name that the other begins with (`accuracy` for `acc`), then the fewest slips of the keyboard, then the longest
-    common parts; difflib alone misses short names, such as `rl` for `lr`.
+    First a long name with a slip or two in it, then one that the other begins with (`accuracy` for `acc`), then the fewest slips
+    of the keyboard, then the longest common parts; difflib alone misses short names, such as `rl` for `lr`.
     """
     ranked = []
     for choice in choices:
         slips, likeness = _slips(name.lower(), choice.lower()), difflib.SequenceMatcher(None, name, choice).ratio()
         begins = min(len(name), len(choice)) >= 3 and (name.startswith(choice) or choice.startswith(name))
         if begins or likeness >= 0.6 or slips <= max(1, len(choice) // 3) < len(choice):
-            ranked.append((not begins, slips, -likeness, choice))
+            ranked.append((slips > min(2, len(choice) // 4), not begins, slips, -likeness, choice))
     return tuple(choice for *_, choice in sorted(ranked)[:most])
 
 

@@ -72,6 +72,10 @@ class NormalizationSettings:
 Role = Literal["weight", "bias", "norm", "slope"]
 
 
+#: Of what a rule of the linter finds: an error ends the run before it begins, a warning is said, a hint is said on request.
+Severity = Literal["error", "warning", "hint"]
+
+
 @dataclass(frozen=True)
 class DropoutSettings:
     """Settings of every dropout. `mc_samples`: of so many passes with dropout on over the test split, mean and spread are recorded.
@@ -123,10 +127,12 @@ KIND_SETTINGS: Mapping[str, type] = types.MappingProxyType(_KIND_SETTINGS)
 class Check:
     """What a type cannot say, as metadata beside it: `Annotated[list[Any], Check(problems)]`.
 
-    `problems` maps a value of that type and its config path to everything wrong with it.
+    `problems` maps a value of that type and its config path to everything wrong with it. `schema` gives what a JSON Schema can
+    say of it, from what is registered now; None where that is no more than the type says.
     """
 
     problems: Callable[[Any, str], list[Problem]]
+    schema: Callable[[], dict[str, Any]] | None = None
 
 
 class Settings:
@@ -185,9 +191,9 @@ class Settings:
         """A JSON Schema of the object that holds these settings."""
         properties = {}
         for name, parameter in self._declared.items():
-            properties[name] = self._adapters[name].json_schema()
+            properties[name] = _written(self._adapters[name], parameter.annotation)
             if parameter.default is not parameter.empty:
-                properties[name]["default"] = parameter.default
+                properties[name]["default"] = json.loads(json.dumps(parameter.default))  # a tuple is a list
         required = [name for name, parameter in self._declared.items() if parameter.default is parameter.empty]
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
@@ -195,6 +201,17 @@ class Settings:
     def _adapters(self) -> dict[str, TypeAdapter[Any]]:
         config = ConfigDict(strict=True, allow_inf_nan=False)
         return {name: TypeAdapter(parameter.annotation, config=config) for name, parameter in self._declared.items()}
+
+
+def _written(adapter: TypeAdapter[Any], annotation: Any) -> dict[str, Any]:
+    """The JSON Schema of one setting. Text that says that a value has to be given is no value."""
+    schema = adapter.json_schema()
+    told = [part.schema() for part in getattr(annotation, "__metadata__", ()) if isinstance(part, Check) and part.schema is not None]
+    try:
+        adapter.validate_json(json.dumps(MISSING), strict=True)
+    except ValidationError:
+        return {**schema, "allOf": told} if told else schema
+    return {**schema, "allOf": told, "not": {"const": MISSING}} if told else {**schema, "not": {"const": MISSING}}
 
 
 def _path(where: str, name: str) -> str:
@@ -301,6 +318,24 @@ def validate_node(group: str, values: Any) -> tuple[dict[str, Any], list[Problem
     settings = kind_settings(group) if name in KINDS[group].switches else component_settings(REGISTRIES[group].get(name))
     valid, problems = settings.validate(rest, group)
     return {"name": name, **valid}, problems
+
+
+def choice_schema(
+    choices: Mapping[str, dict[str, Any]], summaries: Mapping[str, str] = types.MappingProxyType({}), key: str = "name"
+) -> dict[str, Any]:
+    """The JSON Schema of an object that says under `key` which of several it is, and holds the settings of that one.
+
+    `choices` are the schemas of the settings by name, `summaries` what an editor shows of a choice.
+    """
+    named = {"oneOf": [{"const": name, **({"description": summaries[name]} if name in summaries else {})} for name in choices]}
+    branches = [
+        {
+            "if": {"properties": {key: {"const": name}}, "required": [key]},
+            "then": {**schema, "properties": {key: True, **schema["properties"]}},
+        }
+        for name, schema in choices.items()
+    ]
+    return {"type": "object", "properties": {key: named}, "required": [key], "allOf": branches}
 
 
 def own_values(group: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import logging
 import math
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from dnnkit.errors import ConfigError, DnnkitError, Interrupted, Problem
 from dnnkit.record import strip_credentials
 
 if TYPE_CHECKING:
+    from dnnkit.training.check import Checked
     from dnnkit.training.senders import Result, Senders
 
 log = logging.getLogger("dnnkit")
@@ -99,8 +100,23 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, consol
         return _outcomes(scratch)
 
 
-def check_sweep(composer: Composer, overrides: Sequence[str]) -> str:
-    """The name of the study, after every job has been composed and validated; ConfigError with every problem."""
+def check_jobs(composer: Composer, overrides: Sequence[str]) -> list[Checked]:
+    """Judge every job of a sweep, by its data too, as `check_run` does one config, and raise what that raises.
+
+    ConfigError has every problem of every job, each once.
+    """
+    from dnnkit.training.check import check_run
+
+    found: list[Checked] = []
+    check_sweep(composer, overrides, lambda cfg: found.append(check_run(cfg)))
+    return found
+
+
+def check_sweep(composer: Composer, overrides: Sequence[str], judge: Callable[[Config], None] | None = None) -> str:
+    """The name of the study, after its jobs have been composed and validated; ConfigError with every problem.
+
+    Of a large grid those that `_jobs` chooses; with `judge`, which may raise ConfigError too, every one.
+    """
     problems: list[Problem] = []
     params: dict[str, Any] = {}
     overrides = spelt_out(overrides)
@@ -111,9 +127,11 @@ def check_sweep(composer: Composer, overrides: Sequence[str]) -> str:
     except ConfigError as error:
         problems += error.problems
     files = [file for file, keys in composer.loader.setters() if any(key.startswith(_PARAMS) for key in keys)]
-    for job in _jobs(lines, composer):
+    for job in _jobs(lines, composer, every=judge is not None):
         try:
-            composer.one(job)
+            cfg = composer.one(job)
+            if judge is not None:
+                judge(cfg)
         except ConfigError as error:
             found = [_placed(problem, params, files) for problem in error.problems]
             problems += [problem for problem in found if problem not in problems]
@@ -129,8 +147,8 @@ def _placed(problem: Problem, params: Mapping[str, Any], files: Sequence[str]) -
     return replace(problem, origin=files[-1]) if files and (key in params or key in (name.lstrip("+~") for name in params)) else problem
 
 
-def _jobs(lines: Sequence[str], composer: Composer) -> Iterator[list[str]]:
-    """The jobs to check: all of a small grid, else one for each value of each axis, the other axes at their first.
+def _jobs(lines: Sequence[str], composer: Composer, every: bool = False) -> Iterator[list[str]]:
+    """The jobs to check: all of a small grid, or `every` one, else one for each value of each axis, the other axes at their first.
 
     What is no override at all is left to the composer, as the first job.
     """
@@ -142,7 +160,7 @@ def _jobs(lines: Sequence[str], composer: Composer) -> Iterator[list[str]]:
             axes[override.get_key_element()] = _values(override)  # as Hydra has it, the last of one key counts
         except (HydraException, OmegaConfBaseException, ValueError, RecursionError):
             axes[text] = [text]
-    if math.prod(map(len, axes.values())) <= CHECKED_ONE_BY_ONE:
+    if every or math.prod(map(len, axes.values())) <= CHECKED_ONE_BY_ONE:
         yield from (list(job) for job in itertools.product(*axes.values()))
         return
     for key, axis in axes.items():

@@ -157,9 +157,10 @@ def test_a_wrong_command_ends_with_2_and_a_hint_and_nothing_is_made(
 
 
 def test_check_says_that_a_valid_config_is_valid_and_makes_nothing(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    right = ([], ["+experiment=selu_mnist", "seed=3"], ["-m", "activation=relu,selu"], ["+sweeps=lr", "seed=1,2"])
-    for words in right:
-        assert told(capsys, "check", *words).startswith("the config is valid")
+    right = {"": "the config is", "+experiment=selu_mnist seed=3": "the config is", "-m optimizer=momentum,nadam": "all 2 jobs are"}
+    right |= {"+sweeps=lr seed=1,2": "all 14 jobs are"}
+    for words, subject in right.items():
+        assert told(capsys, "check", *words.split()).startswith(f"{subject} valid")
     assert told(capsys, "check") == "the config is valid\n"
     assert list(workdir.iterdir()) == []
 
@@ -168,7 +169,7 @@ def test_check_says_what_it_could_not_find_out_without_the_data(workdir: Path, c
     valid = "the config is valid as far as can be told without the data: "
     absent = told(capsys, "check", "data=mnist", f"data.root={workdir}")
     assert absent == f"{valid}data=mnist would have to be downloaded\n"
-    assert told(capsys, "check", "-m", "seed=1,2") == f"{valid}the jobs of a sweep are checked without loading any\n"
+    assert told(capsys, "check", "-m", "seed=1,2") == "all 2 jobs are valid\n"
     assert "there is no file" in told(capsys, "check", "data=csv", "data.path=x.csv", "data.target=y", code=4)
     assert list(workdir.iterdir()) == []
 

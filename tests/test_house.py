@@ -29,6 +29,7 @@ ROOMS = (
     "network",
     "data",
     "diagnostics",
+    "lint",
     "module",
     "loop",
     "checkpoint",

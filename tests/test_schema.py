@@ -191,9 +191,11 @@ def test_the_json_schema_accepts_what_validation_accepts_and_nothing_else() -> N
 def test_every_json_schema_is_one_and_takes_the_defaults(settings: Settings) -> None:
     schema = settings.json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(settings.defaults(), schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**settings.defaults(), "no_such_setting": 1}, schema)
+    asked = json.loads(json.dumps(given(settings.defaults())))
+    jsonschema.validate(asked, schema)
+    for wrong in ({**asked, "no_such_setting": 1}, *({**asked, name: MISSING} for name in asked)):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
 
 
 def test_a_setting_of_the_kind_cannot_be_hidden_by_a_component() -> None:

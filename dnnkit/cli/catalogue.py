@@ -24,7 +24,7 @@ _SWITCHES = {
 
 
 #: Every group that can be listed.
-LISTED = (*GROUPS, "metrics", "trainer", "tracking", "experiment", "sweeps")
+LISTED = (*GROUPS, "metrics", "lint", "trainer", "tracking", "experiment", "sweeps")
 
 
 def registered() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The subcommands that show what there is: list, describe, plugins."""
+"""The subcommands that show what there is: list, describe, plugins, schema."""
 
 from __future__ import annotations
 
@@ -101,6 +101,30 @@ def list_plugins(words: list[str]) -> int:
     for row in rows:
         state = f"failed: {row['error']}" if row["error"] else f"{len(row['components'])} components"
         print(f"{row['name']}  {row['package']} {row['version']}  {state}")
+    return 0
+
+
+_SCHEMA = """\
+dnnkit schema [--preset]
+
+The JSON Schema of a whole resolved config, as config/config.yaml of a run holds it, from all components that are installed, those of
+other packages too. --preset: of a file of experiment/ or sweeps/, for an editor that completes and checks it:
+
+  dnnkit schema --preset > dnnkit.schema.json
+  # yaml-language-server: $schema=../../dnnkit.schema.json     (the first line of conf/experiment/mine.yaml)"""
+
+
+def print_schema(words: list[str]) -> int:
+    """Print the JSON Schema of a config: dnnkit schema [--preset]."""
+    _, rest = _json_flag(words)  # it is JSON anyway
+    if asks_help(rest, _SCHEMA):
+        return 0
+    _one([word for word in rest if word != "--preset"], "schema [--preset]", most=0)
+    from dnnkit import plugins
+    from dnnkit.config.json_schema import config_schema
+
+    plugins.load()
+    print(json.dumps(config_schema(preset="--preset" in rest), indent=2, ensure_ascii=False))
     return 0
 
 

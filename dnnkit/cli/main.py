@@ -6,11 +6,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dnnkit.cli.discover import asks_help, describe, list_choices, list_plugins
+from dnnkit.cli.discover import asks_help, describe, list_choices, list_plugins, print_schema
 from dnnkit.cli.finished import evaluate_run, predict_with, resume_run
 from dnnkit.cli.fuse import fuse_weights
 from dnnkit.errors import ConfigError, DnnkitError, Problem, SweepError, nearest
@@ -18,6 +18,7 @@ from dnnkit.errors import ConfigError, DnnkitError, Problem, SweepError, nearest
 if TYPE_CHECKING:
     from dnnkit.config import Config
     from dnnkit.training import Senders
+    from dnnkit.training.check import Checked
 
 HELP = """\
 dnnkit trains a deep network that you describe in names, and records every number of the run.
@@ -35,6 +36,7 @@ To see what there is:
   dnnkit describe data csv data.path=FILE data.target=COLUMN   a data set's card: sizes, balance, what is missing
   dnnkit check OVERRIDES             say what is wrong with a config, and do nothing
   dnnkit plugins                     the installed plugin packages, and whether they loaded
+  dnnkit schema                      the JSON Schema of a config, for editors
 
 To go on from a run that you have; RUN is its folder, or the 8 letters at the end of the folder's name:
   dnnkit evaluate RUN                measure its weights again, on its own data or on others
@@ -60,7 +62,10 @@ dnnkit check [-m] [OVERRIDES] [--config-dir DIR]
 
 Says everything that is wrong with a config, and makes nothing. Where its data are here, the network is built for them, and
 whatever names a layer of it or depends on the length of the run is checked too: optimizer.groups, freeze, the schedule.
-Nothing is downloaded. The jobs of a sweep are checked without their data.
+Nothing is downloaded. Of a sweep (-m) every job is checked, and none is run.
+
+Then it says what the rules of the linter find: what is right by itself and does not go together, and what to type instead.
+lint.ignore=[RULE], lint.strict=true and lint.severity={RULE: error} say which rules count; dnnkit list lint shows them.
 
 Exit codes: 0 nothing is wrong, and otherwise that of the run: 2 config, 3 plugin, 4 data, 6 checkpoint."""
 
@@ -223,18 +228,35 @@ def _check(words: list[str]) -> int:
         return 0
     options = _options(words)
     from dnnkit.config import Composer
-    from dnnkit.sweep import check_sweep, is_sweep
+    from dnnkit.sweep import check_jobs, is_sweep
 
+    composer = Composer(options.config_dir)
     if options.multirun or is_sweep(options.overrides, options.config_dir):
-        check_sweep(Composer(options.config_dir), options.overrides)
-        unknown: str | None = "the jobs of a sweep are checked without loading any"
+        checked = check_jobs(composer, options.overrides)
+        valid = f"all {len(checked)} jobs are valid" if len(checked) > 1 else "the one job is valid"
     else:
-        cfg = Composer(options.config_dir).one(options.overrides)
+        cfg = composer.one(options.overrides)  # before PyTorch is imported
         from dnnkit.training.check import check_run
 
-        unknown = check_run(cfg)
-    print("the config is valid" + (f" as far as can be told without the data: {unknown}" if unknown else ""))
+        checked, valid = [check_run(cfg)], "the config is valid"
+    print("\n".join([*_found(checked), valid + _as_far_as_known(checked)]))
     return 0
+
+
+def _found(checked: Sequence[Checked]) -> Iterator[str]:
+    """What the linter found in one config or in several, each finding once."""
+    from dnnkit.lint import SEVERITIES
+
+    findings = [finding for one in checked for finding in one.findings]
+    for finding in sorted(dict.fromkeys(findings), key=lambda finding: SEVERITIES.index(finding.severity)):
+        first, *rest = finding.lines()
+        jobs = f" ({findings.count(finding)} of {len(checked)} jobs)" if len(checked) > 1 else ""
+        yield from (first + jobs, *rest)
+
+
+def _as_far_as_known(checked: Sequence[Checked]) -> str:
+    unknown = dict.fromkeys(one.unknown for one in checked if one.unknown)
+    return f" as far as can be told without the data: {'; '.join(unknown)}" if unknown else ""
 
 
 SUBCOMMANDS: Mapping[str, Callable[[list[str]], int]] = {
@@ -242,6 +264,7 @@ SUBCOMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "describe": describe,
     "check": _check,
     "plugins": list_plugins,
+    "schema": print_schema,
     "evaluate": evaluate_run,
     "predict": predict_with,
     "resume": resume_run,

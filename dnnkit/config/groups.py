@@ -10,7 +10,7 @@ from annotated_types import Ge, Len
 
 from dnnkit.errors import Problem, nearest
 from dnnkit.registry import KINDS, REGISTRIES
-from dnnkit.schema import Check, Role, Settings, component_settings
+from dnnkit.schema import Check, Role, Settings, choice_schema, component_settings
 
 WHERE = "optimizer.groups"
 #: What says which parameters an entry is about, and what says how they are treated.
@@ -94,6 +94,21 @@ def group_problems(optimizer: Mapping[str, Any]) -> tuple[list[dict[str, Any]] |
 def has_decay(optimizer: str) -> bool:
     """Whether the optimizer of this name has a setting `weight_decay`."""
     return "weight_decay" in component_settings(REGISTRIES["optimizer"].get(optimizer))
+
+
+def entry_schema(optimizer: str) -> dict[str, Any]:
+    """The JSON Schema of an entry for the optimizer of this name; null stands for a setting that is not given."""
+    schema = Settings.of(_Declared).json_schema()
+    own = schema["properties"]
+    own["depth"] = {"anyOf": [{"type": "null"}, {"type": "integer", "minimum": 0}, {"type": "array", "items": {"type": "integer"}}]}
+    own["lr_scale"] = {"anyOf": [{"type": "null"}, {"type": "number", "exclusiveMinimum": 0}]}
+    if not has_decay(optimizer):
+        own["weight_decay"] = {"type": "null"}
+    clippings: dict[str, dict[str, Any]] = {record.name: component_settings(record).json_schema() for record in REGISTRIES["clipping"]}
+    clippings |= {switch: Settings([]).json_schema() for switch in KINDS["clipping"].switches}
+    own["clipping"] = {"anyOf": [{"type": "null"}, {"enum": list(clippings)}, choice_schema(clippings)]}
+    said = [{"anyOf": [{"required": [key], "properties": {key: {"not": {"type": "null"}}}} for key in keys]} for keys in (SELECTS, SETS)]
+    return {**schema, "allOf": said}
 
 
 def _no_decay(optimizer: str, where: str) -> Problem:

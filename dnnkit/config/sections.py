@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from dnnkit.config.groups import group_problems
 from dnnkit.config.schedule import to_measure, watch_problems
 from dnnkit.errors import Problem, nearest
 from dnnkit.registry import REGISTRIES
-from dnnkit.schema import Count, Settings, Share, component_settings, validate_node
+from dnnkit.schema import Check, Count, Settings, Severity, Share, component_settings, validate_node
 
 Name = Annotated[str, Len(min_length=1, max_length=200)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
@@ -68,6 +68,29 @@ class Checkpoint:
     mode: Literal["auto", "min", "max"] = "auto"
 
 
+def _rule_problems(names: Iterable[str] | None, where: str) -> list[Problem]:
+    known = REGISTRIES["lint"].names()
+    message = f"names no rule; there are: {', '.join(known)}; got {{!r}}"
+    return [Problem(where, message.format(name), nearest(name, known)) for name in names or () if name not in known]
+
+
+def _rule_names() -> dict[str, Any]:
+    return {"items": {"enum": REGISTRIES["lint"].names()}, "propertyNames": {"enum": REGISTRIES["lint"].names()}}
+
+
+@dataclass(frozen=True)
+class Lint:
+    """What the linter does with what its rules find.
+
+    `ignore`: rules that are not asked. `strict`: warnings are errors, which end the run before it begins. `severity`: that of
+    single rules in place of their own, such as `{selu_initializer: error}`.
+    """
+
+    ignore: Annotated[Sequence[str], Check(_rule_problems, _rule_names)] = ()
+    strict: bool = False
+    severity: Annotated[dict[str, Severity] | None, Check(_rule_problems, _rule_names)] = None
+
+
 @dataclass(frozen=True)
 class Top:
     """The keys of a config that hold one value."""
@@ -80,7 +103,7 @@ class Top:
     freeze: Any = None  # a list of layers by name or pattern, or nodes
 
 
-SECTIONS: Mapping[str, type] = {"trainer": Trainer, "tracking": Tracking, "checkpoint": Checkpoint}
+SECTIONS: Mapping[str, type] = {"trainer": Trainer, "tracking": Tracking, "checkpoint": Checkpoint, "lint": Lint}
 
 #: What `metrics=auto` stands for, by task.
 DEFAULT_METRICS: Mapping[str, tuple[str, ...]] = {

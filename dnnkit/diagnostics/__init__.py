@@ -1,7 +1,7 @@
 """How the signal travels through a network, and what that means."""
 
 from dnnkit.diagnostics.probe import MEASURES, MOST_SAMPLES, LayerSignal, as_metrics, evenly_spaced, probe
-from dnnkit.diagnostics.selu import Condition, selu_conditions, selu_line
+from dnnkit.diagnostics.selu import Condition, far_from_lecun, selu_conditions, selu_line, standardised
 from dnnkit.diagnostics.verdicts import Verdict, verdicts
 
 __all__ = [
@@ -12,8 +12,10 @@ __all__ = [
     "Verdict",
     "as_metrics",
     "evenly_spaced",
+    "far_from_lecun",
     "probe",
     "selu_conditions",
     "selu_line",
+    "standardised",
     "verdicts",
 ]

@@ -49,7 +49,7 @@ def selu_conditions(network: nn.Module, x: Tensor, config: Mapping[str, Any]) ->
     weighted = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | _ConvNd)}
     hidden = dict(list(weighted.items())[:-1])
     initial = [] if config["init_from"] else [_lecun(hidden)]
-    return [_standardised(x), *initial, _sequential(network), _dense(hidden), _undisturbed(network, config)]
+    return [standardised(x), *initial, _sequential(network), _dense(hidden), _undisturbed(network, config)]
 
 
 def selu_line(conditions: Sequence[Condition]) -> str:
@@ -60,7 +60,8 @@ def selu_line(conditions: Sequence[Condition]) -> str:
     return f"SELU normalizes itself: {'; '.join(f'{condition.name} ({condition.found})' for condition in conditions)}"
 
 
-def _standardised(x: Tensor) -> Condition:
+def standardised(x: Tensor) -> Condition:
+    """Whether examples `(n, *inputs)` are standardised: all values of images together, every feature of tables by itself."""
     values = x.double()
     if x.ndim == 2:
         std, mean = values.std(0, correction=0), values.mean(0)
@@ -81,9 +82,10 @@ def _rounded(value: Tensor) -> str:
     return f"{round(float(value), 2) + 0.0:.2f}"  # no -0.00
 
 
-def _lecun(hidden: Mapping[str, nn.Module]) -> Condition:
+def far_from_lecun(layers: Mapping[str, nn.Module]) -> dict[str, float]:
+    """Those whose weights have another deviation than 1/√fan_in, beyond what chance allows for so many: how many times it."""
     off = {}
-    for name, layer in hidden.items():
+    for name, layer in layers.items():
         weight = layer.weight
         assert isinstance(weight, Tensor)
         fan_in = weight[0].numel()
@@ -91,6 +93,11 @@ def _lecun(hidden: Mapping[str, nn.Module]) -> Condition:
         # A deviation that is estimated from n numbers has a relative error of 1/√(2n).
         if abs(share) > WEIGHT + 3 / math.sqrt(2 * weight.numel()):
             off[name] = share + 1
+    return off
+
+
+def _lecun(hidden: Mapping[str, nn.Module]) -> Condition:
+    off = far_from_lecun(hidden)
     if not off:
         return Condition("LeCun's weights", True, "deviation 1/√fan_in")
     name, times = max(off.items(), key=lambda pair: abs(math.log(max(pair[1], 1e-9))))

@@ -1,4 +1,4 @@
-"""The signal probes of a run, as numbers and as a figure."""
+"""What is known of a run besides its metrics: the signal probes, as numbers and as a figure, verdicts, the linter's findings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from dnnkit.record import figures
 
 if TYPE_CHECKING:
     from dnnkit.diagnostics import Condition, LayerSignal, Verdict
+    from dnnkit.lint import Finding
 
 
-SIGNAL, VERDICTS = "signal.json", "verdicts.json"
+SIGNAL, VERDICTS, LINT = "signal.json", "verdicts.json", "lint.json"
 
 
 def write_signal(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> None:
@@ -33,6 +34,11 @@ def write_numbers(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) ->
 def write_verdicts(run_dir: Path, found: Mapping[str, Sequence[Verdict | Condition]]) -> None:
     """`diagnostics/verdicts.json`: under each name its verdicts or conditions; whole or not at all. Raises DiskError."""
     _write(run_dir / "diagnostics" / VERDICTS, {name: [one.to_dict() for one in found[name]] for name in found})
+
+
+def write_findings(run_dir: Path, findings: Sequence[Finding]) -> None:
+    """`diagnostics/lint.json`: what the linter found before the run, errors first. Raises DiskError."""
+    _write(run_dir / "diagnostics" / LINT, {"findings": [finding.to_dict() for finding in findings]})
 
 
 def read_diagnostics(run_dir: Path, file: str, name: str) -> list[dict[str, Any]]:

@@ -20,11 +20,13 @@ from dnnkit import plugins
 from dnnkit.config import Config, Tracking, Trainer
 from dnnkit.data import DataSet
 from dnnkit.errors import DivergedError, DnnkitError, Interrupted
+from dnnkit.lint import Finding, lint, refuse
 from dnnkit.network import build_network, chosen_initializers, remarks
 from dnnkit.network.freezing import freezing
 from dnnkit.network.groups import group_lines
 from dnnkit.record import RunFolder, new_run
 from dnnkit.record.identity import DnnkitStatus, Status, scrub, strip_credentials
+from dnnkit.record.signal import write_findings
 from dnnkit.sender import Sender, resolve_uri
 from dnnkit.training.assemble import (
     assemble,
@@ -42,7 +44,7 @@ from dnnkit.training.own import importing_lightning
 from dnnkit.training.place import Place
 from dnnkit.training.pretraining import once
 from dnnkit.training.ranks import Ranks
-from dnnkit.training.scheduling import check_schedule
+from dnnkit.training.scheduling import check_schedule, total_steps
 from dnnkit.training.senders import Result, Senders
 from dnnkit.training.signals import give_signals, take_signals
 from dnnkit.training.summary import absent_classes, data_lines, layers, table
@@ -59,7 +61,7 @@ class Prepared:
     """A run that has been found possible; nothing has been made for it yet.
 
     `uri` is where MLflow is, credentials included; `cfg` is what may be written down, without them. `said`: where the
-    weights are from and which of them are frozen, in lines.
+    weights are from and which of them are frozen, in lines. `findings` are the linter's.
     """
 
     cfg: Config
@@ -70,6 +72,7 @@ class Prepared:
     tracking: Tracking
     uri: str | None
     said: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 def build(cfg: Config) -> Module:
@@ -111,9 +114,11 @@ def _possible(cfg: Config, local_rank: int = 0) -> Prepared:
     frozen = freezing(network, cfg.values["freeze"])
     frozen.apply(network, epoch=1)
     check_groups(cfg, network)
+    findings = lint(cfg.values, network=network, data=data, steps=total_steps(cfg.values, len(data.train.y)))
+    refuse(findings)
     uri = resolve_uri(tracking.uri, Path.cwd(), os.environ) if tracking.name == "mlflow" else None
     said = tuple(frozen.lines(trainer.max_epochs))
-    return Prepared(_without_credentials(cfg), data, network, device, trainer, tracking, uri, said)
+    return Prepared(_without_credentials(cfg), data, network, device, trainer, tracking, uri, said, tuple(findings))
 
 
 def _without_credentials(cfg: Config) -> Config:
@@ -214,6 +219,7 @@ def _describe(folder: RunFolder, run: Prepared, sweep: str | None) -> None:
     card = run.data.card
     values = None if run.data.target_scaling is None else run.data.outputs
     folder.write_dataset(card["name"], run.data.fingerprint, origin=card["origin"], inputs=run.data.inputs, values=values, card=card)
+    write_findings(folder.path, run.findings)
     log.info("task: %s; data: %s, %s", card["task"], card["name"], card["loader"])
     for name in absent_classes(card):
         log.warning("no training example is of class %s: it cannot be learned", name)
@@ -224,10 +230,16 @@ def _describe(folder: RunFolder, run: Prepared, sweep: str | None) -> None:
         log.info("parameters: %s", line)
     for line in run.said:
         log.info("weights: %s", line)
+    for line in _warnings(run):
+        log.info("lint: %s", line)
     for layer, remark in remarks(run.network).items():
         log.info("%s: %s", layer, remark)
     for plugin in plugins.failed():
         log.warning("the plugin %r of %s failed to load: %s", plugin.name, plugin.package, plugin.error)
+
+
+def _warnings(run: Prepared) -> list[str]:
+    return [line for finding in run.findings if finding.severity == "warning" for line in finding.lines()]
 
 
 def _grouped(run: Prepared) -> list[str]:
@@ -255,6 +267,8 @@ def _execute(run: Prepared, folder: RunFolder, console: Console) -> tuple[dict[s
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             for line in _grouped(run):
                 console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+            for line in _warnings(run):
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
             module = assemble(run.cfg, run.network, run.data)
             place = ranks.join(run.device, run.cfg.values, run.data.fingerprint, run.network)
             _say_how(run, place, console)

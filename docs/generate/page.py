@@ -31,6 +31,7 @@ HEADINGS = {
     "model": ("Models", "How layers are put together."),
     "data": ("Data", "What is learnt from."),
     "augmentation": ("Augmentations", "Changes training examples anew in each epoch."),
+    "lint": ("Rules", "What is right by itself and does not go together, found before a run; `lint.ignore=[NAME]` leaves one out."),
 }
 
 INTRODUCTION = """\
@@ -63,7 +64,7 @@ def _link(record: Component) -> str:
 def _section(group: str) -> Iterator[str]:
     heading, about = HEADINGS[group]
     yield f"## {heading}"
-    yield about if group == "metrics" else f"{about} One is chosen by `{group}=NAME`."
+    yield about if group in ("metrics", "lint") else f"{about} One is chosen by `{group}=NAME`."
     if switches(group):
         yield "\n".join(f"- `{group}={name}`: {escaped(summary)}." for name, summary in switches(group).items())
     if group in KIND_SETTINGS:

@@ -16,6 +16,7 @@ from dnnkit_plugins import (
     optimizers,
     own_data,
     regularizers,
+    rules,
     schedulers,
     table_data,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "optimizers",
     "own_data",
     "regularizers",
+    "rules",
     "schedulers",
     "table_data",
 ]

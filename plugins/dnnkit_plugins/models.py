@@ -14,7 +14,7 @@ from dnnkit.errors import ConfigError, Problem
 from dnnkit.network import Parts
 from dnnkit.registry import models
 from dnnkit.schema import Check, Count
-from dnnkit_plugins import layer_list
+from dnnkit_plugins import layer_list, layer_schema
 
 Width = layer_list.Width
 
@@ -132,7 +132,7 @@ def sequential(
     inputs: tuple[int, ...],
     outputs: int,
     parts: Parts,
-    layers: Annotated[list[Any], Check(layer_list.problems)] = [  # noqa: B006
+    layers: Annotated[list[Any], Check(layer_list.problems, layer_schema.schema)] = [  # noqa: B006
         "flatten",
         {"dense": 300, "activation": "relu"},
         {"dense": 100, "activation": "relu"},

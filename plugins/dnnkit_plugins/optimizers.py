@@ -3,6 +3,8 @@
 `lr` is the peak rate, which a scheduler's factor multiplies. `weight_decay` λ is torch's: λ · w is added to g; so sgd with
 λ = 2c is sgd with the loss term c · Σw², Keras's l2(c). With `decoupled` it is Keras's: w ← w − lr · λ · w before the update,
 which leaves moments and velocities alone.
+
+The fact `adaptive` says that steps are divided by a running size of the gradient, so that the rate is about the step itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,7 +93,7 @@ def adagrad(
     return _decayed(_fused(Adagrad, params, **settings), decoupled)
 
 
-@optimizers.register("rmsprop")
+@optimizers.register("rmsprop", adaptive=True)
 def rmsprop(
     params: Params,
     lr: Rate = 0.01,
@@ -115,7 +117,7 @@ def rmsprop(
     return _decayed(made, decoupled)
 
 
-@optimizers.register("adam")
+@optimizers.register("adam", adaptive=True)
 def adam(
     params: Params,
     lr: Rate = 1e-3,
@@ -139,7 +141,7 @@ def adam(
     )
 
 
-@optimizers.register("adamw")
+@optimizers.register("adamw", adaptive=True)
 def adamw(
     params: Params,
     lr: Rate = 1e-3,
@@ -159,7 +161,7 @@ def adamw(
     return _adam(params, (beta1, beta2), eps_hat, lr=lr, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, decoupled_weight_decay=True)
 
 
-@optimizers.register("adamax")
+@optimizers.register("adamax", adaptive=True)
 def adamax(
     params: Params,
     lr: Rate = 2e-3,
@@ -178,7 +180,7 @@ def adamax(
     return _decayed(Adamax(params, **settings, foreach=True), decoupled)
 
 
-@optimizers.register("nadam")
+@optimizers.register("nadam", adaptive=True)
 def nadam(
     params: Params,
     lr: Rate = 2e-3,

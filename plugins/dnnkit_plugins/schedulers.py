@@ -3,6 +3,9 @@
 `step` is the number of optimizer steps done before this one, 0 to total_steps − 1: steps, not minibatches and not epochs,
 counted after gradient accumulation and across devices. Where a length may also be a share of the run, a number between 0
 and 1, that share is rounded down to whole steps. Every schedule has `warmup_steps`, a linear warm-up before it.
+
+Facts for the linter: `length` is the setting that says how long the whole schedule is, `stage` how long one of its stages,
+`boundaries` where its pieces begin.
 """
 
 import math
@@ -49,7 +52,7 @@ def power(step: int, total_steps: int, steps: Steps = None, exponent: Positive =
     return math.pow(1 + step / (steps or total_steps), -exponent)
 
 
-@schedulers.register("polynomial")
+@schedulers.register("polynomial", length="steps")
 def polynomial(step: int, total_steps: int, steps: Steps = None, exponent: Positive = 1.0, end_factor: End = 0.0) -> float:
     """end_factor + (1 − end_factor) · (1 − t / steps)^exponent, then end_factor; t in optimizer steps, null means the whole run.
 
@@ -60,7 +63,7 @@ def polynomial(step: int, total_steps: int, steps: Steps = None, exponent: Posit
     return end_factor + (1 - end_factor) * math.pow(1 - min(step / (steps or total_steps), 1.0), exponent)
 
 
-@schedulers.register("step")
+@schedulers.register("step", stage="steps")
 def step(step: int, total_steps: int, factor: Share = 0.1, steps: Steps = None) -> float:
     """factor^⌊t / steps⌋: the rate falls by `factor` at once every `steps` optimizer steps; null means a third of the run.
 
@@ -69,7 +72,7 @@ def step(step: int, total_steps: int, factor: Share = 0.1, steps: Steps = None) 
     return math.pow(factor, step // (steps or math.ceil(total_steps / 3)))
 
 
-@schedulers.register("multi_step")
+@schedulers.register("multi_step", boundaries="milestones")
 def multi_step(
     step: int,
     total_steps: int,
@@ -84,7 +87,7 @@ def multi_step(
     return math.pow(factor, bisect_right(_rising("milestones", milestones, total_steps), step))
 
 
-@schedulers.register("piecewise")
+@schedulers.register("piecewise", boundaries="boundaries")
 def piecewise(
     step: int,
     total_steps: int,
@@ -115,7 +118,7 @@ def cosine(step: int, total_steps: int, end_factor: End = 0.0) -> float:
     return _half_cosine(step / total_steps, end_factor)
 
 
-@schedulers.register("cosine_restarts")
+@schedulers.register("cosine_restarts", stage="steps")
 def cosine_restarts(
     step: int,
     total_steps: int,
