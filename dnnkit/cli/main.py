@@ -7,12 +7,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dnnkit.cli.discover import asks_help, describe, list_choices, list_plugins, print_schema
+from dnnkit.cli.doctor import doctor
 from dnnkit.cli.finished import evaluate_run, predict_with, resume_run
 from dnnkit.cli.fuse import fuse_weights
+from dnnkit.cli.options import Options, parse_options
 from dnnkit.errors import ConfigError, DnnkitError, Problem, SweepError, nearest
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ To see what there is:
   dnnkit describe activation selu    what a choice means: formula, settings, bounds, source
   dnnkit describe data csv data.path=FILE data.target=COLUMN   a data set's card: sizes, balance, what is missing
   dnnkit check OVERRIDES             say what is wrong with a config, and do nothing
+  dnnkit doctor OVERRIDES            what is wrong with a network before it is trained, layer by layer, and what mends it
   dnnkit plugins                     the installed plugin packages, and whether they loaded
   dnnkit schema                      the JSON Schema of a config, for editors
 
@@ -68,16 +70,6 @@ Then it says what the rules of the linter find: what is right by itself and does
 lint.ignore=[RULE], lint.strict=true and lint.severity={RULE: error} say which rules count; dnnkit list lint shows them.
 
 Exit codes: 0 nothing is wrong, and otherwise that of the run: 2 config, 3 plugin, 4 data, 6 checkpoint."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the words of a training command line ask for."""
-
-    overrides: tuple[str, ...]
-    multirun: bool = False
-    show_config: bool = False
-    config_dir: str | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,31 +109,11 @@ def _dispatch(words: list[str]) -> int:
 
         print(version("dnnkit"))
         return 0
-    return _train(_options(words))
+    return _train(parse_options(words))
 
 
 def _is_subcommand(word: str) -> bool:
     return word.replace("-", "").replace("_", "").isalnum() and not word.startswith("-")
-
-
-def _options(words: Sequence[str]) -> Options:
-    """The options among the words; everything else is an override."""
-    overrides: list[str] = []
-    found: dict[str, object] = {}
-    rest = iter(words)
-    for word in rest:
-        if word in ("-m", "--multirun"):
-            found["multirun"] = True
-        elif word in ("--cfg", "-c"):
-            found["show_config"] = True
-        elif word.split("=")[0] in ("--config-dir", "-cd"):
-            found["config_dir"] = word.partition("=")[2] if "=" in word else next(rest, "")
-        elif word.startswith("-"):
-            known = ("--multirun", "--config-dir", "--cfg", "--version", "--help", "-m", "-h")
-            raise ConfigError([Problem(word, f"there is no such option; there are: {', '.join(known)}", nearest(word, known))])
-        else:
-            overrides.append(word)
-    return Options(tuple(overrides), **found)  # type: ignore[arg-type]
 
 
 def _train(options: Options) -> int:
@@ -226,7 +198,7 @@ def _check(words: list[str]) -> int:
     """Compose and validate, build the network for data that are there, and make nothing: dnnkit check OVERRIDES."""
     if asks_help(words, CHECK):
         return 0
-    options = _options(words)
+    options = parse_options(words)
     from dnnkit.config import Composer
     from dnnkit.sweep import check_jobs, is_sweep
 
@@ -263,6 +235,7 @@ SUBCOMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "list": list_choices,
     "describe": describe,
     "check": _check,
+    "doctor": doctor,
     "plugins": list_plugins,
     "schema": print_schema,
     "evaluate": evaluate_run,

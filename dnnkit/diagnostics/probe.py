@@ -14,11 +14,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from dnnkit.data.resident import default_generator
+from dnnkit.diagnostics.measures import NOT_ZERO_AT_ZERO, by_unit, cosine, effective_rank, quantiles, saturated, wide
 
 #: A probe reads at most so many examples.
 MOST_SAMPLES = 1000
 #: What `as_metrics` gives of a layer, by the names of its fields.
-MEASURES = ("mean", "variance", "second_moment", "dead", "delta_norm", "gradient_ratio")
+MEASURES = ("mean", "variance", "second_moment", "dead", "saturated", "cosine", "delta_norm", "gradient_ratio")
 
 _NORMALIZATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
 
@@ -38,6 +39,12 @@ class LayerSignal:
     it; None where there is no activation, or it gives negative values too, whose units still learn.
     `delta_norm` is ‖∂L/∂z‖, over all samples and units (Frobenius); 0 where L does not depend on z.
     `gradient_ratio` is ‖∂L/∂W‖ / ‖W‖; None where W is frozen or zero.
+    `saturated` is the fraction of y where its activation is flat: below .05 or above .95 of a sigmoid, beyond ±.97 of a tanh; None
+    where it is neither.
+    `cosine` is the mean cosine between y of two samples, 1 where all point the same way; None where fewer than two are not zero, and
+    after activations that are not 0 at 0, whose offset is all that it would see.
+    Only where they are asked for, `effective_rank` is exp of the entropy of the normalised singular values of y, samples by
+    units (Roy & Vetterli 2007), and `quantiles` are those of y at .05, .25, .5, .75 and .95.
     """
 
     layer: str
@@ -49,18 +56,23 @@ class LayerSignal:
     dead: float | None
     delta_norm: float
     gradient_ratio: float | None
+    saturated: float | None = None
+    cosine: float | None = None
+    effective_rank: float | None = None
+    quantiles: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, in JSON values."""
         return asdict(self)
 
 
-def probe(network: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> list[LayerSignal]:
+def probe(network: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor], whole: bool = False) -> list[LayerSignal]:
     """The signal of every dense and convolution layer that a forward pass meets, in the order of their first calls.
 
     One forward and one backward pass on at most 1000 examples, evenly spaced in x `(n, *shape)`, standardised, and y
     `(n, …)`; they are moved to the device and the precision of the network. `loss` maps (prediction, target) to a scalar,
     the mean over the samples. Layers are named as in the network; one that is itself the network by its type, in lower case.
+    `whole` asks for what takes longer, effective ranks and quantiles.
 
     Everything is in evaluation mode, so that dropout is off and equal weights give equal numbers, with one exception: batch
     normalization keeps its mode. In a network that trains it takes the statistics of these examples, as it does of a
@@ -73,7 +85,7 @@ def probe(network: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tens
         raise ValueError("a probe needs at least one example, got none")
     rows = evenly_spaced(len(x), MOST_SAMPLES).to(x.device)
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
-    with _undisturbed(network, like.device), _watching(network) as watch, parametrize.cached(), torch.enable_grad():
+    with _undisturbed(network, like.device), _watching(network, whole) as watch, parametrize.cached(), torch.enable_grad():
         value = loss(network(_fit(x[rows], like)), _fit(y[rows.to(y.device)], like))
         return _signals(list(watch.layers.values()), value, len(rows))
 
@@ -105,13 +117,26 @@ class _Layer:
     z: Tensor
     moments: Tensor  # mean, variance, second moment
     dead: float | None = None
+    saturated: float | None = None
+    cosine: float | None = None
+    effective_rank: float | None = None
+    quantiles: tuple[float, ...] | None = None
+
+    def look_at(self, output: Tensor, whole: bool) -> None:
+        """Take this for the block's output."""
+        units = by_unit(output, self.axis)
+        self.moments = _moments(units)
+        self.cosine = cosine(output)
+        if whole:
+            self.effective_rank, self.quantiles = effective_rank(units), quantiles(units)
 
 
 class _Watch:
     """Hooks that follow a forward pass, and what they found."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool) -> None:
         self.layers: dict[str, _Layer] = {}
+        self._whole = whole
         self._open: _Layer | None = None  # the block at hand; None before the first weight layer
 
     def weighted(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
@@ -125,7 +150,8 @@ class _Watch:
             z = output if output.requires_grad else output.detach().requires_grad_()
             weight = module.weight
             assert isinstance(weight, Tensor)
-            self._open = self.layers[name] = _Layer(name, axis, weight, z, _moments(_by_unit(output, axis)))
+            self._open = self.layers[name] = _Layer(name, axis, weight, z, torch.empty(3))
+            self._open.look_at(output, self._whole)
             return z.clone()  # an activation that works in place would turn ∂L/∂z into ∂L/∂y
 
         return note
@@ -135,15 +161,17 @@ class _Watch:
         block = self._open
         if block is None or not isinstance(output, Tensor) or output.shape != block.z.shape:
             return
-        units = _by_unit(output, block.axis)
-        block.moments = _moments(units)
+        block.look_at(output, self._whole)
         if not isinstance(module, (*_NORMALIZATIONS, nn.Identity)):
-            block.dead = _dead(units)
+            block.dead = _dead(by_unit(output, block.axis))
+            block.saturated = saturated(module, output)
+        if isinstance(module, NOT_ZERO_AT_ZERO):
+            block.cosine = None
 
 
 @contextmanager
-def _watching(network: nn.Module) -> Iterator[_Watch]:
-    watch = _Watch()
+def _watching(network: nn.Module, whole: bool) -> Iterator[_Watch]:
+    watch = _Watch(whole)
     weighted = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | _ConvNd)}
     inside = {part for layer in weighted.values() for part in layer.modules()}  # parametrizations act on weights, not on signals
     with ExitStack() as hooks:
@@ -168,23 +196,13 @@ def _signals(layers: Sequence[_Layer], value: Tensor, samples: int) -> list[Laye
         change = _norm(next(of_weights)) if layer.weight.requires_grad else None
         ratio = None if change is None or size == 0 else change / size
         units = layer.z.shape[layer.axis]
-        signals.append(LayerSignal(layer.name, samples, units, mean, variance, second_moment, layer.dead, _norm(delta), ratio))
+        of_units = (layer.saturated, layer.cosine, layer.effective_rank, layer.quantiles)
+        signals.append(LayerSignal(layer.name, samples, units, mean, variance, second_moment, layer.dead, _norm(delta), ratio, *of_units))
     return signals
 
 
-def _by_unit(values: Tensor, axis: int) -> Tensor:
-    """Shape `(samples, units)`, no part of the graph."""
-    return values.detach().movedim(axis, -1).reshape(-1, values.shape[axis])
-
-
-def _wide(values: Tensor) -> Tensor:
-    """In float64, where the squares of 1e-25 are no zeros; on the CPU where the device has no float64."""
-    values = values.detach()
-    return (values.cpu() if values.device.type == "mps" else values).double()
-
-
 def _moments(units: Tensor) -> Tensor:
-    units = _wide(units)
+    units = wide(units)
     mean = units.mean(0)
     variance = (units - mean).square_().mean(0)  # a third of the time of torch.var_mean
     return torch.stack([mean.mean(), variance.mean(), (variance + mean.square()).mean()])
@@ -195,7 +213,7 @@ def _dead(units: Tensor) -> float | None:
 
 
 def _norm(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(_wide(values)))
+    return float(torch.linalg.vector_norm(wide(values)))
 
 
 @contextmanager

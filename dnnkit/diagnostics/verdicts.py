@@ -13,13 +13,15 @@ from dnnkit.diagnostics.probe import LayerSignal
 VANISHING, EXPLODING = 1e-3, 1e3
 #: The share of a layer's units that are zero on every sample, beyond which it is said.
 DEAD = 0.1
+#: The share of a layer's outputs where its activation is flat, and the mean cosine between two samples, beyond which it is said.
+SATURATED, COLLAPSED = 0.5, 0.95
 
 
 @dataclass(frozen=True)
 class Verdict:
     """One finding: `word` as a reader searches for it, `layers` that it is about, `text` with the numbers that it rests on."""
 
-    word: Literal["vanishing", "exploding", "dead"]
+    word: Literal["vanishing", "exploding", "saturated", "dead", "collapsed"]
     layers: tuple[str, ...]
     text: str
 
@@ -33,9 +35,11 @@ def verdicts(signals: Sequence[LayerSignal]) -> list[Verdict]:
 
     Vanishing: ‖∂L/∂z‖ of the first layer is less than 1/1000 of that of the last; exploding: more than 1000 times, or not
     finite. The ratio of the weights' gradients says nothing of the kind: in a deep ReLU network with LeCun's weights it is
-    near 1 while every gradient is about 1e-15. Dead: more than a tenth of a layer's units are ≤ 0 on all samples.
+    near 1 while every gradient is about 1e-15. Saturated: more than half of what a layer puts out is where its activation is
+    flat. Dead: more than a tenth of a layer's units are ≤ 0 on all samples. Collapsed: the last hidden layer gives all samples
+    nearly the same direction, a mean cosine above .95, which the second moment does not show.
     """
-    return [*_of_gradients(signals), *_of_units(signals)]
+    return [*_of_gradients(signals), *_of_activations(signals), *_of_units(signals), *_of_samples(signals)]
 
 
 def _of_gradients(signals: Sequence[LayerSignal]) -> Iterator[Verdict]:
@@ -52,6 +56,28 @@ def _of_gradients(signals: Sequence[LayerSignal]) -> Iterator[Verdict]:
         yield Verdict("vanishing", (first.layer, last.layer), f"vanishing gradients: {way}")
     elif ratio > EXPLODING:
         yield Verdict("exploding", (first.layer, last.layer), f"exploding gradients: {way}")
+
+
+def _of_activations(signals: Sequence[LayerSignal]) -> Iterator[Verdict]:
+    found = [(signal.layer, signal.saturated) for signal in signals if signal.saturated is not None and signal.saturated > SATURATED]
+    if found:
+        worst, share = max(found, key=lambda pair: pair[1])
+        text = f"saturated units: {share:.0%} of what {worst} puts out is where its activation is flat"
+        more = (
+            f", as more than half is in {len(found) - 1} other layers"
+            if len(found) > 2
+            else ", as more than half is in another" * (len(found) == 2)
+        )
+        yield Verdict("saturated", tuple(layer for layer, _ in found), text + more)
+
+
+def _of_samples(signals: Sequence[LayerSignal]) -> Iterator[Verdict]:
+    if len(signals) < 2:
+        return
+    last = signals[-2]
+    if last.cosine is not None and last.cosine > COLLAPSED:
+        text = f"collapsed signal: {last.layer} gives all samples nearly the same direction, a mean cosine of {last.cosine:.3f}"
+        yield Verdict("collapsed", (last.layer,), text)
 
 
 def _of_units(signals: Sequence[LayerSignal]) -> Iterator[Verdict]:

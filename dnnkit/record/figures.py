@@ -125,6 +125,27 @@ def signal(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> Path |
     return _save(figure, run_dir, "signal", folder="diagnostics")
 
 
+def activations(run_dir: Path, signals: Sequence[LayerSignal]) -> Path | None:
+    """How what each layer puts out is distributed, against depth: the median, the middle half and the middle nine tenths.
+
+    Writes `diagnostics/activations.png`; None where no signal holds quantiles.
+    """
+    shown = [signal for signal in signals if signal.quantiles is not None]
+    if not shown:
+        return None
+    figure = _figure(7.2, 3.5)
+    axes = figure.add_subplot()
+    low, lower, middle, upper, high = zip(*(signal.quantiles or () for signal in shown), strict=True)
+    places = range(len(shown))
+    axes.fill_between(places, low, high, color=BLUE, alpha=0.18, linewidth=0, label="nine tenths")
+    axes.fill_between(places, lower, upper, color=BLUE, alpha=0.4, linewidth=0, label="the middle half")
+    axes.plot(places, middle, color=BLUE, linewidth=1.6, marker="o", markersize=3.5, label="median")
+    _dress(axes, "What the layer puts out")
+    _name_layers(axes, [signal.layer for signal in shown])
+    axes.legend(frameon=False, fontsize=9)
+    return _save(figure, run_dir, "activations", folder="diagnostics")
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 

@@ -41,6 +41,11 @@ def write_findings(run_dir: Path, findings: Sequence[Finding]) -> None:
     _write(run_dir / "diagnostics" / LINT, {"findings": [finding.to_dict() for finding in findings]})
 
 
+def write_activations(run_dir: Path, signals: Sequence[LayerSignal]) -> None:
+    """`diagnostics/activations.png`, where the signals hold quantiles. Raises DiskError."""
+    figures.activations(run_dir, signals)
+
+
 def read_diagnostics(run_dir: Path, file: str, name: str) -> list[dict[str, Any]]:
     """What `SIGNAL` or `VERDICTS` holds under a name; nothing where there is no such file or name. Raises DiskError."""
     path = run_dir / "diagnostics" / file

@@ -194,7 +194,7 @@ def he_before_saturation(config: Config, network: nn.Module) -> Iterator[Fault]:
 
 @rules.register("narrow_weights_before_relu")
 def narrow_weights_before_relu(config: Config, network: nn.Module) -> Iterator[Fault]:
-    """Each layer of the ReLU family halves the second moment under Glorot's or LeCun's weights, so that a deep network's signal vanishes.
+    """Each layer of the ReLU family halves the second moment under Glorot's or LeCun's weights, so that a deep network's signal fades.
 
     From ten hidden layers on. He's weights make up for the half.
     Source: He, Zhang, Ren & Sun 2015.
