@@ -36,7 +36,7 @@ To see what there is:
   dnnkit describe activation selu    what a choice means: formula, settings, bounds, source
   dnnkit describe data csv data.path=FILE data.target=COLUMN   a data set's card: sizes, balance, what is missing
   dnnkit check OVERRIDES             say what is wrong with a config, and do nothing
-  dnnkit doctor OVERRIDES            what is wrong with a network before it is trained, layer by layer, and what mends it
+  dnnkit doctor OVERRIDES            what is wrong with a network before it is trained, and what mends it
   dnnkit plugins                     the installed plugin packages, and whether they loaded
   dnnkit schema                      the JSON Schema of a config, for editors
 
