@@ -82,6 +82,10 @@ RIGHT = {
 }
 #: Experiments that show what goes wrong: the rules that say so before they are run.
 DEMONSTRATIONS: dict[str, set[str]] = {
+    "fashion/max_norm": {"selu_constraint"},  # a classic that is about the constraint
+    "fashion/relu_100": {"plain_sgd_at_depth"},  # a hundred layers by plain SGD, as the classic has them
+    "fashion/selu_100": {"plain_sgd_at_depth"},
+    "fashion/selu_100_raw": {"plain_sgd_at_depth", "selu_inputs"},
     "note_000/vanishing": {"deep_sigmoid"},
     "note_001/sigmoid_standard_normal": {"wide_weights_before_saturation"},
     "note_002/rank_sigmoid": {"deep_sigmoid"},  # the last of the ranking
