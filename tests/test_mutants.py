@@ -132,7 +132,7 @@ def _leads_to(name: str, word: Word) -> bool:
 def test_no_shipped_experiment_is_refused() -> None:
     composer = Composer()
     for name in EXPERIMENTS:
-        composer.one([f"+experiment={name}"])
+        assert composer.one([f"+experiment={name}"]).overrides == (f"+experiment={name}",)
 
 
 def test_a_refusal_is_by_the_config_alone() -> None:

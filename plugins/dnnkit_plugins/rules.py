@@ -62,6 +62,12 @@ def _chosen(config: Config, group: str) -> str:
 # SELU
 
 
+def _on_selu(config: Config, network: nn.Module, group: str) -> Iterator[Fault]:
+    """That a SELU network has any choice of a group but none."""
+    if config[group]["name"] != "none" and _with(network, nn.SELU):
+        yield Fault((f"{group}.name",), f"{_chosen(config, group)} on a SELU network", (f"{group}=none",))
+
+
 @rules.register("selu_initializer")
 def selu_initializer(config: Config, network: nn.Module) -> Iterator[Fault]:
     """SELU keeps mean 0 and variance 1 from layer to layer only if the weights have variance 1/fan_in.
@@ -122,8 +128,7 @@ def selu_penalty(config: Config, network: nn.Module) -> Iterator[Fault]:
 
     Source: Klambauer, Unterthiner, Mayr & Hochreiter 2017; Géron 2019, ch. 11.
     """
-    if config["regularizer"]["name"] != "none" and _with(network, nn.SELU):
-        yield Fault(("regularizer.name",), f"{_chosen(config, 'regularizer')} on a SELU network", ("regularizer=none",))
+    yield from _on_selu(config, network, "regularizer")
 
 
 @rules.register("selu_weight_decay")
@@ -143,8 +148,7 @@ def selu_constraint(config: Config, network: nn.Module) -> Iterator[Fault]:
 
     Source: Klambauer, Unterthiner, Mayr & Hochreiter 2017; Géron 2019, ch. 11.
     """
-    if config["constraint"]["name"] != "none" and _with(network, nn.SELU):
-        yield Fault(("constraint.name",), f"{_chosen(config, 'constraint')} on a SELU network", ("constraint=none",))
+    yield from _on_selu(config, network, "constraint")
 
 
 @rules.register("selu_skip_connection")
