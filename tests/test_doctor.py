@@ -108,7 +108,7 @@ def test_saturated_is_said_beyond_half_of_a_layer_and_collapsed_of_the_last_hidd
     assert words(signal("a", 0.5), signal("b", 0.1), signal("c")) == []
     [verdict] = verdicts([signal("a", 0.6), signal("b", 0.9), signal("c")])
     assert (verdict.word, verdict.layers) == ("saturated", ("a", "b"))
-    assert verdict.text == "saturated units: 90% of what b puts out is where its activation is flat, as more than half is in another"
+    assert verdict.text == "saturated units: 90% of what b puts out is where its activation is flat; more than half does so in 2 layers"
     assert words(signal("a", cosine=0.99), signal("b", cosine=0.95), signal("c", cosine=0.99)) == []
     [verdict] = verdicts([signal("a", cosine=0.1), signal("b", cosine=0.96), signal("c")])
     assert (verdict.word, verdict.layers) == ("collapsed", ("b",))

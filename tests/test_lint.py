@@ -119,6 +119,29 @@ def test_a_rule_is_broken_and_what_it_offers_mends_it(rule: str, overrides: list
     assert {other.rule for other in mended if other.severity != "hint"} <= {other.rule for other in findings(*overrides)}
 
 
+def test_parts_that_a_model_names_itself_are_blamed_on_it_and_no_override_is_offered_that_would_not_mend_them() -> None:
+    given = "flatten,{dense: 20, activation: selu, initializer: he_normal},{normalization: batch_norm},{dropout: 0.2},{dense: auto}"
+    words = ("model=sequential", f"model.layers=[{given}]")
+    found = {finding.rule: finding.fault for finding in findings(*words)}
+    assert set(found) == {"selu_initializer", "selu_normalization", "selu_dropout"}
+    for fault in found.values():
+        assert (fault.settings, fault.fix) == (("model.layers",), ())
+        assert " of model.layers " in fault.found
+    # A layer that names no initializer has that of the config, which an override does mend.
+    words = ("model=sequential", "model.layers=[flatten,{dense: 20, activation: selu},{dense: auto}]", "initializer=he_normal")
+    [finding] = [finding for finding in findings(*words) if finding.severity != "hint"]
+    assert finding.fix == "initializer=lecun_normal"
+    assert broken(*words, finding.fix) == set()
+    words = ("model=sequential", "model.layers=[flatten,{dense: 20, use_bias: true},{normalization: batch_norm},{dense: auto}]")
+    [finding] = findings(*words)
+    assert (finding.rule, finding.fault.settings, finding.fix) == ("redundant_bias", ("model.layers",), "")
+
+
+def test_decay_of_a_group_of_a_selu_networks_weights_is_found() -> None:
+    [finding] = findings("optimizer=adamw", "optimizer.weight_decay=0", "optimizer.groups=[{match: output, weight_decay: 0.01}]")
+    assert (finding.rule, finding.fault.settings) == ("selu_weight_decay", ("optimizer.groups[0].weight_decay",))
+
+
 @pytest.mark.parametrize("rule", RIGHT)
 def test_a_rule_is_silent_on_its_right_side(rule: str) -> None:
     assert rule not in broken(*RIGHT[rule])

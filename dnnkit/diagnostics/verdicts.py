@@ -62,13 +62,9 @@ def _of_activations(signals: Sequence[LayerSignal]) -> Iterator[Verdict]:
     found = [(signal.layer, signal.saturated) for signal in signals if signal.saturated is not None and signal.saturated > SATURATED]
     if found:
         worst, share = max(found, key=lambda pair: pair[1])
-        text = f"saturated units: {share:.0%} of what {worst} puts out is where its activation is flat"
-        more = (
-            f", as more than half is in {len(found) - 1} other layers"
-            if len(found) > 2
-            else ", as more than half is in another" * (len(found) == 2)
-        )
-        yield Verdict("saturated", tuple(layer for layer, _ in found), text + more)
+        more = f"; more than half does so in {len(found)} layers" if len(found) > 1 else ""
+        text = f"saturated units: {share:.0%} of what {worst} puts out is where its activation is flat{more}"
+        yield Verdict("saturated", tuple(layer for layer, _ in found), text)
 
 
 def _of_samples(signals: Sequence[LayerSignal]) -> Iterator[Verdict]:

@@ -127,7 +127,7 @@ def autoencoder(
     return _stack(_dense_layers(inputs, outputs, parts, [*hidden, code, *reversed(hidden)]))
 
 
-@models.register("sequential")
+@models.register("sequential", parts_in="layers")
 def sequential(
     inputs: tuple[int, ...],
     outputs: int,

@@ -59,6 +59,20 @@ def _chosen(config: Config, group: str) -> str:
     return f"{group}={config[group]['name']}"
 
 
+def _parts_in(config: Config) -> str | None:
+    """The setting of the model in which it names parts of its own, by the fact `parts_in`; None where it takes those of the config."""
+    setting = REGISTRIES["model"].get(config["model"]["name"]).facts.get("parts_in")
+    return None if setting is None else f"model.{setting}"
+
+
+def _of_part(config: Config, group: str, found: str, *fix: str) -> Fault:
+    """A fault of a part, mended by choosing another one, unless the model names it itself: then no override of the group does."""
+    own = _parts_in(config)
+    if own is None or (group == "initializer" and config[group]["name"] != "auto"):
+        return Fault((f"{group}.name",), f"{_chosen(config, group)} {found}", fix)
+    return Fault((own,), f"the {group} of {own} {found}")
+
+
 # SELU
 
 
@@ -80,8 +94,8 @@ def selu_initializer(config: Config, network: nn.Module) -> Iterator[Fault]:
     far = far_from_lecun({block.name: block.layer for block in _with(network, nn.SELU)})
     if far:
         name, times = max(far.items(), key=lambda pair: abs(math.log(max(pair[1], 1e-9))))
-        found = f"{_chosen(config, 'initializer')} gives the weights of {name}, before a SELU, {times:.2f} times LeCun's deviation"
-        yield Fault(("initializer.name",), found, ("initializer=lecun_normal",))
+        found = f"gives the weights of {name}, before a SELU, {times:.2f} times LeCun's deviation"
+        yield _of_part(config, "initializer", found, "initializer=lecun_normal")
 
 
 @rules.register("selu_inputs")
@@ -105,9 +119,7 @@ def selu_dropout(config: Config, network: nn.Module) -> Iterator[Fault]:
     """
     plain = _modules(network, lambda module: is_dropout(module) and not isinstance(module, _ALPHA))
     if plain and _with(network, nn.SELU):
-        p = config["dropout"].get("p")
-        fix = ("dropout=alpha_dropout", *([f"dropout.p={p}"] if p is not None else []))
-        yield Fault(("dropout.name",), f"{_chosen(config, 'dropout')} ({plain[0]}) in a SELU network", fix)
+        yield _of_part(config, "dropout", f"({plain[0]}) in a SELU network", *_other_dropout(config, "alpha_dropout"))
 
 
 @rules.register("selu_normalization")
@@ -118,8 +130,7 @@ def selu_normalization(config: Config, network: nn.Module) -> Iterator[Fault]:
     """
     found = _modules(network, is_normalization)
     if found and _with(network, nn.SELU):
-        text = f"{_chosen(config, 'normalization')} ({found[0]}) in a SELU network"
-        yield Fault(("normalization.name",), text, ("normalization=none",))
+        yield _of_part(config, "normalization", f"({found[0]}) in a SELU network", "normalization=none")
 
 
 @rules.register("selu_penalty")
@@ -137,9 +148,14 @@ def selu_weight_decay(config: Config, network: nn.Module) -> Iterator[Fault]:
 
     Source: Klambauer, Unterthiner, Mayr & Hochreiter 2017; Géron 2019, ch. 11.
     """
+    if not _with(network, nn.SELU):
+        return
     amount = config["optimizer"].get("weight_decay")
-    if amount and _with(network, nn.SELU):
+    if amount:
         yield Fault(("optimizer.weight_decay",), f"optimizer.weight_decay={amount:g} on a SELU network", ("optimizer.weight_decay=0.0",))
+    for entry in entries(config["optimizer"]):
+        if entry.weight_decay:
+            yield Fault((f"{entry.where}.weight_decay",), f"{entry.where} decays weights of a SELU network by {entry.weight_decay:g}")
 
 
 @rules.register("selu_constraint")
@@ -176,9 +192,13 @@ def alpha_dropout_without_selu(config: Config, network: nn.Module) -> Iterator[F
     """
     found = _modules(network, lambda module: isinstance(module, _ALPHA))
     if found and not _with(network, nn.SELU):
-        p = config["dropout"].get("p")
-        fix = ("dropout=dropout", *([f"dropout.p={p}"] if p is not None else []))
-        yield Fault(("dropout.name",), f"alpha dropout ({found[0]}) with {_chosen(config, 'activation')}", fix)
+        yield _of_part(config, "dropout", f"({found[0]}) in a network without SELU", *_other_dropout(config, "dropout"))
+
+
+def _other_dropout(config: Config, name: str) -> tuple[str, ...]:
+    """The overrides that choose another dropout with the same probability."""
+    p = config["dropout"].get("p")
+    return (f"dropout={name}", *([f"dropout.p={p}"] if p is not None else []))
 
 
 # Initial weights
@@ -192,8 +212,8 @@ def he_before_saturation(config: Config, network: nn.Module) -> Iterator[Fault]:
     """
     found = [block for block in _with(network, *_SATURATING) if block.initializer in ("he_normal", "he_uniform")]
     if found and not config["init_from"]:
-        text = f"initializer={found[0].initializer} before {type(found[0].activation).__name__} in {_many(found)}"
-        yield Fault(("initializer.name",), text, ("initializer=glorot_uniform",))
+        text = f"before {type(found[0].activation).__name__} in {_many(found)}"
+        yield _of_part(config, "initializer", text, "initializer=glorot_uniform")
 
 
 @rules.register("narrow_weights_before_relu")
@@ -207,8 +227,8 @@ def narrow_weights_before_relu(config: Config, network: nn.Module) -> Iterator[F
     found = [block for block in _with(network, *_RELU_FAMILY) if block.initializer in names]
     normalized = _modules(network, is_normalization)
     if len(found) >= DEEP and not normalized and not config["init_from"]:
-        text = f"initializer={found[0].initializer} before {type(found[0].activation).__name__} in {_many(found)}"
-        yield Fault(("initializer.name",), text, ("initializer=he_normal",))
+        text = f"before {type(found[0].activation).__name__} in {_many(found)}"
+        yield _of_part(config, "initializer", text, "initializer=he_normal")
 
 
 @rules.register("wide_weights_before_saturation")
@@ -221,8 +241,8 @@ def wide_weights_before_saturation(config: Config, network: nn.Module) -> Iterat
     found = {block.name: far for block in _with(network, *_SATURATING) if (far := _gain(block)) >= SATURATING_GAIN}
     if found and not config["init_from"]:
         name, times = max(found.items(), key=lambda pair: pair[1])
-        text = f"{_chosen(config, 'initializer')} gives the weights of {name}, before a saturating unit, {times:.0f} times 1/√fan_in"
-        yield Fault(("initializer.name",), text, ("initializer=glorot_uniform",))
+        text = f"gives the weights of {name}, before a saturating unit, {times:.0f} times 1/√fan_in"
+        yield _of_part(config, "initializer", text, "initializer=glorot_uniform")
 
 
 def _gain(block: Block) -> float:
@@ -239,8 +259,7 @@ def deep_sigmoid(config: Config, network: nn.Module) -> Iterator[Fault]:
     """
     found = _with(network, nn.Sigmoid)
     if len(found) >= DEEP_FOR_SIGMOID and not _modules(network, is_normalization):
-        text = f"{_chosen(config, 'activation')} in {len(found)} hidden layers"
-        yield Fault(("activation.name",), text, ("activation=selu", "initializer=auto"))
+        yield _of_part(config, "activation", f"in {len(found)} hidden layers", "activation=selu", "initializer=auto")
 
 
 @rules.register("redundant_bias")
@@ -254,9 +273,13 @@ def redundant_bias(config: Config, network: nn.Module) -> Iterator[Fault]:
         first = next(iter(block.followers.values()), None)
         if block.layer.bias is not None and first is not None and is_normalization(first) and has_offset(first):
             found.append(block)
-    if found:
-        text = f"model.use_bias={str(config['model']['use_bias']).lower()}: {_many(found)} has a bias straight before a normalization"
-        yield Fault(("model.use_bias",), text, ("model.use_bias=auto",))
+    if not found:
+        return
+    text = f"{_many(found)} has a bias straight before a normalization"
+    if config["model"]["use_bias"] is True:
+        yield Fault(("model.use_bias",), f"model.use_bias=true: {text}", ("model.use_bias=auto",))
+    else:
+        yield Fault((_parts_in(config) or "model.name",), text)
 
 
 # Updates
@@ -382,7 +405,7 @@ def activation_ranking(config: Config, network: nn.Module) -> Iterator[Fault]:
     plain = not _modules(network, lambda module: is_normalization(module) or is_dropout(module))
     best = "selu" if plain and not _modules(network, _is_more_than_a_sequence) else "elu"
     used = {block.name for block in _hidden(network) if block.activation is not None}
-    if used and name in _RANKING and _RANKING.index(name) > _RANKING.index(best):
+    if used and _parts_in(config) is None and name in _RANKING and _RANKING.index(name) > _RANKING.index(best):
         why = "normalizes itself here" if best == "selu" else "does not have to normalize itself, as this network cannot"
         text = f"activation={name}: {best}, which {why}, mostly does better"
         yield Fault(("activation.name",), text, (f"activation={best}", "initializer=auto"))
