@@ -456,4 +456,7 @@ def test_metrics_are_named_by_layer_and_measure_and_leave_out_what_has_no_value(
         "signal/02_dense/second_moment": 3.0,
         "signal/02_dense/dead": 0.5,
         "signal/02_dense/delta_norm": 4.0,
+        "signal/00_dense/delta_ratio": 0.125,
+        "signal/01_dense/delta_ratio": 0.0625,
+        "signal/02_dense/delta_ratio": 1.0,
     }

@@ -21,7 +21,7 @@ from dnnkit import plugins
 from dnnkit.record import read_journal
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "dnnkit"]
-EXACT = ("trainer.precision=64", "trainer.log_every_n_steps=1", "trainer.max_epochs=1")
+EXACT = ("trainer.precision=64", "trainer.log_every_n_steps=1", "trainer.max_epochs=1", "diagnostics.every=2")
 ENDLESS = ("trainer.max_epochs=100000", "trainer.devices=2", "trainer.progress_bar=false")
 SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=4", "model.hidden=[5]", "tracking=none")
 

@@ -20,16 +20,23 @@ if TYPE_CHECKING:
     from dnnkit.training.doctor import Report
 
 HELP = """\
-dnnkit doctor [OVERRIDES] [--config-dir DIR] [--output DIR] [--json]
+dnnkit doctor [--lr] [OVERRIDES] [--config-dir DIR] [--output DIR] [--json]
 
-Builds the network of a config, sends 1000 training examples through it, or all there are, and their gradient back, and shows for each
-layer: mean and deviation of what it puts out, its second moment m2, the shares of outputs where the activation is flat and of dead
-units, the norm of the gradient that comes back, that of the weights' gradient over theirs, the effective rank, and the mean cosine
-between two examples.
+Builds the network of a config, sends 1000 training examples through it, or all there are, and their gradient back, and
+shows for each layer: mean and deviation of what it puts out, its second moment m2, the shares of outputs where the
+activation is flat and of dead units, the norm of the gradient that comes back, that of the weights' gradient over
+theirs, the effective rank, and the mean cosine between two examples.
 What is wrong with that, and with the config, is said, and overrides that were tried and mend it.
 
-Nothing is trained. Numbers and figures go to DIR/diagnostics/, DIR being doctor/NAME unless it is given; --json prints the numbers
-instead of the table."""
+--lr looks for a learning rate instead. A copy of the network is trained as a run would train it, with its optimizer,
+groups, minibatches, augmentation, penalty, clipping and constraint, while the rate climbs from 1e-7 to 10 by a constant
+factor, one optimizer step at each of 401 rates; it ends where the smoothed loss is four times its best or not finite.
+Suggested is a tenth of the rate at which the smoothed loss starts to climb again (Géron 2019, chapter 11), as overrides
+to paste; where the loss never falls, or never climbs, that is said and none is suggested. The scheduler plays no part:
+the rate is the peak that it multiplies. Numbers are in lr.json, the curve is in lr.png.
+
+No run is made. Numbers and figures go to DIR/diagnostics/, DIR being doctor/NAME unless it is given; --json prints the
+numbers instead. Exit code 0 whatever is found, otherwise that of a run: 2 config, 3 plugin, 4 data."""
 
 _COLUMNS = ("layer", "units", "mean", "std", "m2", "flat", "dead", "‖δ‖", "‖g‖/‖w‖", "rank", "cos")
 
@@ -38,7 +45,7 @@ def doctor(words: list[str]) -> int:
     """Say what is wrong with a network before it is trained: dnnkit doctor OVERRIDES."""
     if asks_help(words, HELP):
         return 0
-    output, rest = _output([word for word in words if word != "--json"])
+    output, rest = _output([word for word in words if word not in ("--json", "--lr")])
     options = parse_options(rest)
     if options.multirun or options.show_config:
         raise ConfigError([Problem("-m" if options.multirun else "--cfg", "is not for the doctor, who looks at one network")])
@@ -46,10 +53,14 @@ def doctor(words: list[str]) -> int:
 
     composer = Composer(options.config_dir)
     cfg = composer.one(options.overrides)
+    folder = Path(output or f"doctor/{cfg.values['name']}")
+    if "--lr" in words:
+        from dnnkit.cli.doctor_lr import suggest
+
+        return suggest(cfg, options, folder, as_json="--json" in words)
     from dnnkit.training.doctor import examine
 
     report = examine(cfg, composer.one)
-    folder = Path(output or f"doctor/{cfg.values['name']}")
     _write(folder, report)
     if "--json" in words:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))

@@ -92,6 +92,16 @@ class Lint:
 
 
 @dataclass(frozen=True)
+class Diagnostics:
+    """How often the network's signal is looked at while it trains: after every so many optimizer steps, on their last minibatch.
+
+    null: never, which leaves the looks before and after training. Nothing that is trained depends on it.
+    """
+
+    every: Count | None = 200
+
+
+@dataclass(frozen=True)
 class Top:
     """The keys of a config that hold one value."""
 
@@ -103,7 +113,13 @@ class Top:
     freeze: Any = None  # a list of layers by name or pattern, or nodes
 
 
-SECTIONS: Mapping[str, type] = {"trainer": Trainer, "tracking": Tracking, "checkpoint": Checkpoint, "lint": Lint}
+SECTIONS: Mapping[str, type] = {
+    "trainer": Trainer,
+    "tracking": Tracking,
+    "checkpoint": Checkpoint,
+    "diagnostics": Diagnostics,
+    "lint": Lint,
+}
 
 #: What `metrics=auto` stands for, by task.
 DEFAULT_METRICS: Mapping[str, tuple[str, ...]] = {

@@ -24,15 +24,17 @@ def wide(values: Tensor) -> Tensor:
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
+def flat(activation: nn.Module, output: Tensor) -> Tensor | None:
+    """Where an activation's output lies on one of its two flat ends, a mask of its shape; None for one that has no two such ends."""
+    if isinstance(activation, _SIGMOIDS):
+        return (output < 0.05) | (output > 0.95)
+    return output.abs() > 0.97 if isinstance(activation, _TANHS) else None
+
+
 def saturated(activation: nn.Module, output: Tensor) -> float | None:
     """The fraction of an activation's output where it is flat; None for one that has no two flat ends."""
-    if isinstance(activation, _SIGMOIDS):
-        flat = (output < 0.05) | (output > 0.95)
-    elif isinstance(activation, _TANHS):
-        flat = output.abs() > 0.97
-    else:
-        return None
-    return float(flat.sum()) / flat.numel()
+    where = flat(activation, output)
+    return None if where is None else float(where.sum()) / where.numel()
 
 
 def cosine(output: Tensor) -> float | None:

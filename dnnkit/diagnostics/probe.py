@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
-from dnnkit.data.resident import default_generator
 from dnnkit.diagnostics.measures import NOT_ZERO_AT_ZERO, by_unit, cosine, effective_rank, quantiles, saturated, wide
+from dnnkit.diagnostics.watch import Block, fit, some_parameter, undisturbed, watching
+from dnnkit.network.blocks import is_dropout
 
 #: A probe reads at most so many examples.
 MOST_SAMPLES = 1000
@@ -84,15 +83,22 @@ def probe(network: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tens
     if len(x) == 0:
         raise ValueError("a probe needs at least one example, got none")
     rows = evenly_spaced(len(x), MOST_SAMPLES).to(x.device)
-    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
-    with _undisturbed(network, like.device), _watching(network, whole) as watch, parametrize.cached(), torch.enable_grad():
-        value = loss(network(_fit(x[rows], like)), _fit(y[rows.to(y.device)], like))
-        return _signals(list(watch.layers.values()), value, len(rows))
+    like, seen = some_parameter(network), _Seen(whole)
+    with undisturbed(network, like.device), watching(network, seen) as watch, parametrize.cached(), torch.enable_grad():
+        value = loss(network(fit(x[rows], like)), fit(y[rows.to(y.device)], like))
+        watch.close()
+        return _signals(list(watch.blocks.values()), seen.layers, value, len(rows))
 
 
 def as_metrics(signals: Sequence[LayerSignal]) -> dict[str, float]:
-    """The measures by journal key, `signal/<layer>/<measure>`; those that are None are left out."""
-    measured = ((signal.layer, name, getattr(signal, name)) for signal in signals for name in MEASURES)
+    """The measures by journal key, `signal/<layer>/<measure>`; those that are None are left out.
+
+    `delta_ratio` is the layer's `delta_norm` over that of the last layer, which does not depend on the number of samples; left out
+    where nothing comes back to the last one.
+    """
+    measured = [(signal.layer, name, getattr(signal, name)) for signal in signals for name in MEASURES]
+    last = signals[-1].delta_norm if signals else 0.0
+    measured += [(signal.layer, "delta_ratio", signal.delta_norm / last) for signal in signals if last > 0]
     return {f"signal/{layer}/{name}": value for layer, name, value in measured if value is not None}
 
 
@@ -102,102 +108,49 @@ def evenly_spaced(n: int, most: int) -> Tensor:
     return torch.arange(count) * n // count
 
 
-def _fit(tensor: Tensor, like: Tensor) -> Tensor:
-    """On the device of `like`; in its precision too, unless it holds integers."""
-    return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
-
-
-@dataclass
-class _Layer:
-    """A weight layer as the forward pass finds it."""
-
-    name: str
-    axis: int  # the one that counts units
-    weight: Tensor
-    z: Tensor
-    moments: Tensor  # mean, variance, second moment
-    dead: float | None = None
-    saturated: float | None = None
-    cosine: float | None = None
-    effective_rank: float | None = None
-    quantiles: tuple[float, ...] | None = None
-
-    def look_at(self, output: Tensor, whole: bool) -> None:
-        """Take this for the block's output."""
-        units = by_unit(output, self.axis)
-        self.moments = _moments(units)
-        self.cosine = cosine(output)
-        if whole:
-            self.effective_rank, self.quantiles = effective_rank(units), quantiles(units)
-
-
-class _Watch:
-    """Hooks that follow a forward pass, and what they found."""
+class _Seen:
+    """What the layers put out, by name and by the fields of a LayerSignal."""
 
     def __init__(self, whole: bool) -> None:
-        self.layers: dict[str, _Layer] = {}
+        self.layers: dict[str, dict[str, Any]] = {}
         self._whole = whole
-        self._open: _Layer | None = None  # the block at hand; None before the first weight layer
+        self._offset: set[str] = set()  # the layers whose output is not centred, because of their activation
 
-    def weighted(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        """The hook of a weight layer: it opens a block."""
-
-        def note(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
-            self._open = None
-            if name in self.layers:
-                return None
-            axis = 1 if isinstance(module, _ConvNd) else output.ndim - 1
-            z = output if output.requires_grad else output.detach().requires_grad_()
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            self._open = self.layers[name] = _Layer(name, axis, weight, z, torch.empty(3))
-            self._open.look_at(output, self._whole)
-            return z.clone()  # an activation that works in place would turn ∂L/∂z into ∂L/∂y
-
-        return note
-
-    def other(self, module: nn.Module, _inputs: Any, output: Any) -> None:
-        """The hook of every other module without children: part of the block, if it keeps the shape."""
-        block = self._open
-        if block is None or not isinstance(output, Tensor) or output.shape != block.z.shape:
-            return
-        block.look_at(output, self._whole)
-        if not isinstance(module, (*_NORMALIZATIONS, nn.Identity)):
-            block.dead = _dead(by_unit(output, block.axis))
-            block.saturated = saturated(module, output)
+    def __call__(self, block: Block, module: nn.Module | None, output: Tensor) -> None:
+        """Take this for the block's output."""
+        units = by_unit(output, block.axis)
+        found = self.layers.setdefault(block.name, {})
+        found["mean"], found["variance"], found["second_moment"] = _moments(units).tolist()
+        if activates(module):
+            found["dead"], found["saturated"] = _dead(units), saturated(module, output)
         if isinstance(module, NOT_ZERO_AT_ZERO):
-            block.cosine = None
+            self._offset.add(block.name)
+        elif isinstance(module, _NORMALIZATIONS):
+            self._offset.discard(block.name)
+        found["cosine"] = None if block.name in self._offset else cosine(output)
+        if self._whole:
+            found["effective_rank"], found["quantiles"] = effective_rank(units), quantiles(units)
 
 
-@contextmanager
-def _watching(network: nn.Module, whole: bool) -> Iterator[_Watch]:
-    watch = _Watch(whole)
-    weighted = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | _ConvNd)}
-    inside = {part for layer in weighted.values() for part in layer.modules()}  # parametrizations act on weights, not on signals
-    with ExitStack() as hooks:
-        for name, layer in weighted.items():
-            hooks.callback(layer.register_forward_hook(watch.weighted(name or type(layer).__name__.lower())).remove)
-        for module in network.modules():
-            if module not in inside and not any(True for _ in module.children()):
-                hooks.callback(module.register_forward_hook(watch.other).remove)
-        yield watch
+def activates(module: nn.Module | None) -> TypeGuard[nn.Module]:
+    """Whether a module after a weight layer is its activation: what neither normalizes nor drops, nor leaves everything as it is."""
+    return module is not None and not isinstance(module, (*_NORMALIZATIONS, nn.Identity)) and not is_dropout(module)
 
 
-def _signals(layers: Sequence[_Layer], value: Tensor, samples: int) -> list[LayerSignal]:
-    if not layers:
+def _signals(blocks: Sequence[Block], seen: Mapping[str, Mapping[str, Any]], value: Tensor, samples: int) -> list[LayerSignal]:
+    if not blocks:
         return []
-    trained = [layer.weight for layer in layers if layer.weight.requires_grad]
-    gradients = torch.autograd.grad(value, [*(layer.z for layer in layers), *trained], materialize_grads=True)
-    deltas, of_weights = gradients[: len(layers)], iter(gradients[len(layers) :])
+    trained = [block.weight for block in blocks if block.weight.requires_grad]
+    gradients = torch.autograd.grad(value, [*(block.z for block in blocks), *trained], materialize_grads=True)
+    deltas, of_weights = gradients[: len(blocks)], iter(gradients[len(blocks) :])
     signals = []
-    for layer, delta in zip(layers, deltas, strict=True):
-        mean, variance, second_moment = layer.moments.tolist()
-        size = _norm(layer.weight)
-        change = _norm(next(of_weights)) if layer.weight.requires_grad else None
+    for block, delta in zip(blocks, deltas, strict=True):
+        size = _norm(block.weight)
+        change = _norm(next(of_weights)) if block.weight.requires_grad else None
         ratio = None if change is None or size == 0 else change / size
-        units = layer.z.shape[layer.axis]
-        of_units = (layer.saturated, layer.cosine, layer.effective_rank, layer.quantiles)
-        signals.append(LayerSignal(layer.name, samples, units, mean, variance, second_moment, layer.dead, _norm(delta), ratio, *of_units))
+        units = block.z.shape[block.axis]
+        found = {"dead": None, **seen[block.name]}
+        signals.append(LayerSignal(block.name, samples, units, delta_norm=_norm(delta), gradient_ratio=ratio, **found))
     return signals
 
 
@@ -214,33 +167,3 @@ def _dead(units: Tensor) -> float | None:
 
 def _norm(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(wide(values)))
-
-
-@contextmanager
-def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode but for batch normalization, one fixed seed; everything as before at the end."""
-    generators = {default_generator(torch.device("cpu")), default_generator(device)}
-    random = {generator: generator.get_state() for generator in generators}
-    modes = {module: module.training for module in network.modules()}
-    buffers = {module: dict(module._buffers) for module in network.modules()}
-    # The memory itself, not the tensors: that also puts expanded buffers back, and counts as no change to autograd.
-    memory = [(storage, storage.clone()) for storage in _storages(buffers)]  # type: ignore[no-untyped-call]
-    try:
-        for generator in generators:
-            generator.manual_seed(0)
-        for module in modes:
-            module.training = module.training and isinstance(module, _BatchNorm)
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-            module._buffers.clear()
-            module._buffers.update(buffers[module])
-        for storage, saved in memory:
-            storage.copy_(saved)
-        for generator, state in random.items():
-            generator.set_state(state)
-
-
-def _storages(buffers: Mapping[nn.Module, Mapping[str, Tensor | None]]) -> list[torch.UntypedStorage]:
-    return [buffer.untyped_storage() for named in buffers.values() for buffer in named.values() if buffer is not None]

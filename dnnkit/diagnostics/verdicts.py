@@ -17,11 +17,17 @@ DEAD = 0.1
 SATURATED, COLLAPSED = 0.5, 0.95
 
 
+Word = Literal["vanishing", "exploding", "saturated", "dead", "collapsed", "diverging"]
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """One finding: `word` as a reader searches for it, `layers` that it is about, `text` with the numbers that it rests on."""
+    """One finding: `word` as a reader searches for it, `layers` that it is about, `text` with the numbers that it rests on.
 
-    word: Literal["vanishing", "exploding", "saturated", "dead", "collapsed"]
+    All but `diverging`, which is about updates and not about layers, are found by `verdicts`.
+    """
+
+    word: Word
     layers: tuple[str, ...]
     text: str
 

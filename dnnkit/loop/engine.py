@@ -119,6 +119,7 @@ class Engine:
             for parameter in self._optimized:
                 parameter.grad = None
         outcome, gradients = step(x, y)
+        self.module.guard.see_loss(outcome, self.module.window.update)
         _add(step.reached, gradients)
         if closes:
             self._update(step)

@@ -18,7 +18,7 @@ from pytorch_lightning.trainer import call
 from torch import Tensor
 
 from dnnkit.data.resident import Batches
-from dnnkit.errors import ConfigError, Problem, nearest
+from dnnkit.errors import ConfigError, DivergedError, Problem, nearest
 from dnnkit.loop.chunk import Chunk, chunk_of, minibatches_until, until_multiple
 from dnnkit.loop.compatible import reason_against_chunks
 from dnnkit.loop.engine import ENGINES, Engine, Wanted
@@ -32,8 +32,9 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
     """Runs up to `chunk_size` minibatches per `advance` and leaves everything as the stock loop would.
 
     A chunk ends wherever somebody looks: at the epoch's end, a flush, `log_every_n_steps`, validation, a checkpoint by
-    steps, `max_steps`. Batch hooks of callbacks fire once per chunk, as for its last minibatch. Where something needs
-    every minibatch, `advance` is the stock one, with the same numbers, and the reason is logged.
+    steps, `max_steps`, every `looks_every` updates of a callback that has them. Batch hooks of callbacks fire once per chunk,
+    as for its last minibatch. Where something needs every minibatch, `advance` is the stock one, with the same numbers, and
+    the reason is logged. Training that diverges is broken off at that minibatch, with the counters of the last whole update.
     """
 
     def __init__(
@@ -90,8 +91,15 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
         indices = self._fetch(data_fetcher, chunk)
         number = self.batch_progress.total.ready
         self._begin(chunk, indices)
-        with trainer.profiler.profile("run_training_batch"):
-            outcome = self._run(chunk, indices, number)
+        try:
+            with trainer.profiler.profile("run_training_batch"):
+                outcome = self._run(chunk, indices, number)
+        except DivergedError:
+            if self._module.guard.broke_off:
+                self._count_up_to_here(chunk)
+            else:
+                self._count(chunk)
+            raise
         self._count(chunk)
         self._end(chunk, indices, outcome)
 
@@ -125,6 +133,9 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps:
                 yield until_multiple(step, callback._every_n_train_steps)
+        for callback in trainer.callbacks:
+            if every := getattr(callback, "looks_every", 0):
+                yield until_multiple(step, every)
 
     def _fetch(self, data_fetcher: _DataFetcher, chunk: Chunk) -> Tensor:
         source = self._source
@@ -171,6 +182,16 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
         # A checkpoint saved by an end hook must say that one minibatch is not completed: that is how a restart knows it.
         _add(self.batch_progress, "completed", chunk.size - 1)
         self._schedule.seek(self._schedule.last_epoch + updates)
+
+    def _count_up_to_here(self, chunk: Chunk) -> None:
+        """Of a chunk that was broken off, the whole updates before the one at hand count, and the minibatches that made them."""
+        updates = self._module.window.update - 1 - self.global_step
+        size = minibatches_until(updates, chunk.first, chunk.accumulate) if updates > 0 else 0
+        for field in ("ready", "started"):
+            _add(self.batch_progress, field, size - chunk.size)
+        if size:
+            self._count(Chunk(chunk.first, size, chunk.length, chunk.accumulate))
+            self.batch_progress.increment_completed()
 
     def _end(self, chunk: Chunk, indices: Tensor, outcome: Outcome) -> None:
         trainer = self.trainer

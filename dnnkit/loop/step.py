@@ -40,6 +40,7 @@ def eager_step(trainer: pl.Trainer, module: Module) -> Execute:
         with nullcontext() if closes else unsynchronised():
             with autocast():
                 outcome = forward(x, y, weight)
+            module.guard.see_loss(outcome, module.window.update)
             (outcome.total / accumulate if accumulate > 1 else outcome.total).backward()  # type: ignore[no-untyped-call]
         if closes:
             module.configure_gradient_clipping(optimizer, clip_value, clip_algorithm)
@@ -63,7 +64,7 @@ def run_chunk(
     updates, scheduled = trainer.global_step, schedule.last_epoch - trainer.global_step
     for index, (x, y, *weight) in enumerate(minibatches, start=chunk.first):
         generator.manual_seed(minibatch_seed(seed, number + index - chunk.first, rank))
-        closes = chunk.closes(index)
+        window.latest, window.update, closes = (x, y), updates + 1, chunk.closes(index)
         if closes:
             schedule.put(scheduled + updates)
             updates += 1

@@ -15,10 +15,11 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from dnnkit.data.resident import Minibatch, default_generator, minibatch_seed
-from dnnkit.errors import ConfigError, DivergedError, Problem, nearest
+from dnnkit.errors import ConfigError, Problem, nearest
 from dnnkit.module.frozen import Frozen
 from dnnkit.module.gather import gather_batches, several, take_buffers_of_rank_0
 from dnnkit.module.groups import clip_apart, gradient_norm
+from dnnkit.module.guard import Guard, check_finite
 from dnnkit.module.monte_carlo import MonteCarlo
 from dnnkit.module.schedule import ScheduleLR
 from dnnkit.module.task import Evaluation, Outcome, Recipe, Task, minimised
@@ -42,7 +43,7 @@ class Module(pl.LightningModule):
     rank has the numbers that a single device would have. Step and rate are the same everywhere.
 
     `evaluations["val"]` and `["test"]` hold the last pass's predictions and targets.
-    Raises DivergedError where a training loss, or the validation loss while fitting, is not finite.
+    Raises DivergedError where a training loss, a gradient, or the validation loss while fitting, is not finite: see `guard`.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Module(pl.LightningModule):
         self.frozen = Frozen(net, freezing)
         self.task, self.recipe, self.log_every = task, recipe, log_every
         self.window = Window()
+        self.guard = Guard()
         self.evaluations: dict[str, Evaluation] = {}
         self._passing: list[tuple[Tensor, Tensor]] = []
         self._monte_carlo = MonteCarlo(task, recipe.seed)
@@ -129,11 +131,12 @@ class Module(pl.LightningModule):
         if several():  # Shares are seeded apart; what clipping and the optimizer draw must be the same on every rank.
             world = self.trainer.world_size
             default_generator(self.device).manual_seed(minibatch_seed(self.recipe.seed, self.window.update, world))
-        window = self.window
+        window, norm = self.window, None
         if self._clips is None and self.recipe.clip is not None:
-            window.norm = self.recipe.clip(_parameters(optimizer))
+            window.norm = norm = self.recipe.clip(_parameters(optimizer))
         elif window.due:
-            window.norm = gradient_norm(_parameters(optimizer))
+            window.norm = norm = gradient_norm(_parameters(optimizer))
+        self.guard.see_gradient(norm, window.update)
         if self._clips is not None:
             clip_apart(self._clips)
         if gradient_clip_val:
@@ -145,7 +148,9 @@ class Module(pl.LightningModule):
         """One minibatch: seeded, forward, loss."""
         number = self.trainer.fit_loop.total_batch_idx
         default_generator(self.device).manual_seed(minibatch_seed(self.recipe.seed, number, self.trainer.global_rank))
+        self.window.latest = batch[0], batch[1]
         outcome = self.objective(*batch)
+        self.guard.see_loss(outcome, self.trainer.global_step + 1)
         self.window.keep(outcome, batch[1], bool(self.task.metrics))
         return outcome.total
 
@@ -183,6 +188,7 @@ class Module(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Continue where a checkpoint stopped: inside a window, and inside an epoch."""
+        self.guard.begin(self)
         self.on_train_epoch_start()  # of an epoch that it goes on with Lightning calls it only where it starts
         self.window.load_state_dict(self._window_to_load, self.device)
         if self.trainer.global_rank > 0:
@@ -196,6 +202,12 @@ class Module(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Flush what is left where an epoch was ended early."""
+        self.flush_rest()
+
+    def flush_rest(self) -> None:
+        """Measure and journal what the window holds, where it holds an update."""
+        if self.guard.broke_off:
+            self.window.norm = None  # of an update that was not made
         if self.window.rate is not None:
             self._flush(self.trainer.global_step)
 
@@ -208,10 +220,11 @@ class Module(pl.LightningModule):
         self._window_to_load = checkpoint.get("dnnkit_window", {})
 
     def _flush(self, step: int) -> None:
-        values = self.window.gathered().summary(self.task.metrics)
+        window = self.window.gathered()
+        values = window.summary(self.task.metrics)
         self.window.clear()
-        for key in ("train/loss", "train/penalty"):
-            _check_finite(key, values.get(key, 0.0), step)
+        for key in ("train/loss", "train/penalty", "grad_norm"):
+            check_finite(key, values.get(key, 0.0), window.first_not_finite(step, self.trainer.accumulate_grad_batches))
         self._journal(values, step)
         self._tell(values, step)
         self.trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
@@ -293,7 +306,7 @@ class Module(pl.LightningModule):
             return
         fitting, measured = stage == "val" and trainer.state.fn == "fit", _floats(values)
         if fitting:
-            _check_finite("val/loss", measured["val/loss"], step)
+            check_finite("val/loss", measured["val/loss"], step)
         self._journal(measured, step)
         if fitting:
             self._tell(measured, step)
@@ -304,11 +317,6 @@ def _floats(values: Mapping[str, Tensor]) -> dict[str, float]:
     on_gpu = {key: value.detach().double() for key, value in values.items() if isinstance(value, Tensor) and value.is_cuda}
     arrived = dict(zip(on_gpu, torch.stack([value.reshape(()) for value in on_gpu.values()]).tolist(), strict=True)) if on_gpu else {}
     return {key: arrived[key] if key in arrived else float(value) for key, value in values.items()}
-
-
-def _check_finite(key: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise DivergedError(f"training diverged: {key} is {value} at step {step}", "lower optimizer.lr or use clipping=norm")
 
 
 def _parameters(optimizer: Optimizer) -> list[Parameter]:

@@ -15,10 +15,11 @@ from dnnkit.module.task import Outcome
 class Window:
     """What training leaves on the device between two flushes; nothing here waits for the device before `summary`."""
 
-    __slots__ = ("due", "losses", "norm", "outputs", "penalties", "rate", "sizes", "targets", "update")
+    __slots__ = ("due", "latest", "losses", "norm", "outputs", "penalties", "rate", "sizes", "targets", "update")
 
     def __init__(self) -> None:
         self.update = 0  # the number of the update at hand
+        self.latest: tuple[Tensor, Tensor] | None = None  # the minibatch at hand or the last one, or this rank's share of it
         self.clear()
 
     def clear(self) -> None:
@@ -55,6 +56,15 @@ class Window:
         if self.norm is not None:
             values["grad_norm"] = float(self.norm)
         return values
+
+    def first_not_finite(self, step: int, accumulate: int) -> int:
+        """Of a window that ends with the update that makes `step`, which update has the first loss or penalty that is not finite.
+
+        `step` where all are. A window begins with a group of `accumulate` minibatches; an epoch's last group may be shorter.
+        """
+        parts = [torch.stack(part) for part in (self.losses, self.penalties) if part]
+        broken = [place for part in parts for place in (~torch.isfinite(part)).nonzero().flatten().tolist()]
+        return step - -(-len(self.sizes) // accumulate) + 1 + min(broken) // accumulate if broken else step
 
     def gathered(self) -> Window:
         """The window over the whole minibatches, of which several devices keep their shares; without several, this one.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from dnnkit.diagnostics import LayerSignal
+    from dnnkit.diagnostics.ramp import Ramp
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#4D4D4D"
 DPI = 150
@@ -144,6 +145,43 @@ def activations(run_dir: Path, signals: Sequence[LayerSignal]) -> Path | None:
     _name_layers(axes, [signal.layer for signal in shown])
     axes.legend(frameon=False, fontsize=9)
     return _save(figure, run_dir, "activations", folder="diagnostics")
+
+
+def ramp(run_dir: Path, found: Ramp) -> Path | None:
+    """The loss of each minibatch and the smoothed loss against the rate, on a logarithmic axis, and the rate that they suggest.
+
+    Writes `diagnostics/lr.png`; what lies far above where the loss began is cut. None where there are fewer than two losses.
+    """
+    if len(found.losses) < 2:
+        return None
+    figure = _figure(6.4, 3.8)
+    axes = figure.add_subplot()
+    axes.plot(found.rates, found.losses, color=BLUE, alpha=0.35, linewidth=0.8, label="each minibatch")
+    axes.plot(found.rates, found.smoothed, color=BLUE, linewidth=2, label="smoothed")
+    suggested = found.suggest().rate
+    if suggested is not None:
+        turn = found.rates[found.turn], found.smoothed[found.turn]
+        axes.plot(*turn, marker="o", markersize=9, fillstyle="none", color=GREY, linestyle="none", label=f"lowest at {turn[0]:.2g}")
+        axes.axvline(suggested, color=VERMILION, linewidth=1.6, label=f"suggested: {suggested:.2g}")
+    _dress(axes, "Training loss")
+    _frame_ramp(axes, found)
+    axes.legend(frameon=False, fontsize=9)
+    return _save(figure, run_dir, "lr", folder="diagnostics")
+
+
+def _frame_ramp(axes: Axes, found: Ramp) -> None:
+    """Whole decades of rates; of the losses those up to a third above the start, for the last ones may be thousands of times as high."""
+    from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=12))
+    axes.xaxis.set_major_formatter(LogFormatterMathtext())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("Learning rate")
+    before = found.losses[: found.turn + 1]
+    low, high = min(before), max(*before, found.start)
+    room = (high - low) or abs(high) or 1.0
+    axes.set_ylim(low - 0.05 * room, high + 0.33 * room)
 
 
 def _figure(width: float, height: float) -> Figure:

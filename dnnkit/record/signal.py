@@ -10,11 +10,12 @@ from dnnkit.disk import disk, read_json, write_json
 from dnnkit.record import figures
 
 if TYPE_CHECKING:
-    from dnnkit.diagnostics import Condition, LayerSignal, Verdict
+    from dnnkit.diagnostics import Condition, Divergence, Event, LayerSignal, Verdict
+    from dnnkit.diagnostics.ramp import Ramp
     from dnnkit.lint import Finding
 
 
-SIGNAL, VERDICTS, LINT = "signal.json", "verdicts.json", "lint.json"
+SIGNAL, VERDICTS, LINT, RATES = "signal.json", "verdicts.json", "lint.json", "lr.json"
 
 
 def write_signal(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> None:
@@ -31,8 +32,8 @@ def write_numbers(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) ->
     _write(run_dir / "diagnostics" / SIGNAL, {name: [signal.to_dict() for signal in signals] for name, signals in probes.items()})
 
 
-def write_verdicts(run_dir: Path, found: Mapping[str, Sequence[Verdict | Condition]]) -> None:
-    """`diagnostics/verdicts.json`: under each name its verdicts or conditions; whole or not at all. Raises DiskError."""
+def write_verdicts(run_dir: Path, found: Mapping[str, Sequence[Verdict | Event | Divergence | Condition]]) -> None:
+    """`diagnostics/verdicts.json`: under each name its verdicts, events or conditions; whole or not at all. Raises DiskError."""
     _write(run_dir / "diagnostics" / VERDICTS, {name: [one.to_dict() for one in found[name]] for name in found})
 
 
@@ -44,6 +45,12 @@ def write_findings(run_dir: Path, findings: Sequence[Finding]) -> None:
 def write_activations(run_dir: Path, signals: Sequence[LayerSignal]) -> None:
     """`diagnostics/activations.png`, where the signals hold quantiles. Raises DiskError."""
     figures.activations(run_dir, signals)
+
+
+def write_ramp(run_dir: Path, ramp: Ramp) -> None:
+    """`diagnostics/lr.json` and, where there are two losses or more, `diagnostics/lr.png`. Raises DiskError."""
+    _write(run_dir / "diagnostics" / RATES, ramp.to_dict())
+    figures.ramp(run_dir, ramp)
 
 
 def read_diagnostics(run_dir: Path, file: str, name: str) -> list[dict[str, Any]]:

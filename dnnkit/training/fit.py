@@ -23,7 +23,7 @@ from dnnkit.data.loaders import evaluation_batches, training_batches
 from dnnkit.data.resident import Batches
 from dnnkit.data.sizing import evaluation_batch
 from dnnkit.diagnostics import as_metrics
-from dnnkit.errors import CheckpointError, Interrupted
+from dnnkit.errors import CheckpointError, DivergedError, Interrupted
 from dnnkit.loop import use_chunks
 from dnnkit.loop.strategy import RankStrategy, leave_signals_alone
 from dnnkit.loop.synced import SyncBatchNorm
@@ -36,6 +36,7 @@ from dnnkit.training.assemble import augment, monitor
 from dnnkit.training.callbacks import Bar, Clock, JournalLogger, StopOnSignal
 from dnnkit.training.diagnose import Diagnosis
 from dnnkit.training.keeping import LAST, Best, EachEpoch, Patience
+from dnnkit.training.live import Live
 from dnnkit.training.place import Place, warn_of_unequal_weights
 from dnnkit.training.scheduling import total_steps
 
@@ -87,17 +88,19 @@ def fit_and_test(
     logger = JournalLogger(folder.journal)
     diagnosis = Diagnosis(cfg, data, module, folder, console)
     with quiet():
-        callbacks = [best, each, KeepState(_state(cfg, data)), Clock(folder.journal), Bar(console), stop]
+        callbacks = [best, each, KeepState(_state(cfg, data)), Clock(folder.journal), Bar(console), stop, diagnosis.live]
         trainer = _trainer(cfg, settings, data.task, device, folder, callbacks, place, logger)
         start = diagnosis.begin()
         if point is None:
             folder.journal.log(0, as_metrics(start))
-        _fit(trainer, module, cfg, settings, data, device, place, point)
+        try:
+            _fit(trainer, module, cfg, settings, data, device, place, point)
+        except DivergedError as error:
+            _draw(folder)
+            raise diagnosis.diverged(error) from error
         each.keep_the_end(trainer)
         # After the checkpoint, so that nothing here can cost it; before the best weights take the last ones' place.
-        end = diagnosis.finish()
-        if trainer.global_step > folder.record.resumed_step:
-            folder.journal.log(trainer.global_step, as_metrics(end))
+        diagnosis.finish(trainer.global_step)
         if stop.received is not None:
             _draw(folder)
             cause = f"stopped by {stop.received.name} after {trainer.global_step} optimizer steps"
@@ -119,7 +122,7 @@ def train_along(
     point = folder.resume_point
     best = _best(cfg, data.task, folder, point)
     with quiet():
-        callbacks = [best, each, KeepState(_state(cfg, data)), stop]
+        callbacks = [best, each, KeepState(_state(cfg, data)), stop, Live(cfg.values["diagnostics"]["every"])]
         trainer = _trainer(cfg, settings, data.task, device, folder, callbacks, place, False)
         _fit(trainer, module, cfg, settings, data, device, place, point)
         each.keep_the_end(trainer)  # the first rank writes, while the others wait

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
+
+from dnnkit.errors import DivergedError
+from dnnkit.module import Module
 
 #: In `checkpoints/`: the state at the end, or at the end of the last epoch while the run goes on; and, where a run was
 #: stopped inside an epoch, that of the epoch before.
@@ -70,6 +74,13 @@ class EachEpoch(Checkpoint):
         if trainer.fit_loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches:
             trainer.save_checkpoint(self._last)
             self._step = trainer.global_step
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Where training diverged, on every rank: the state of that moment, if it is finite still, and what was measured up to it."""
+        if isinstance(exception, DivergedError) and all(bool(torch.isfinite(weight).all()) for weight in pl_module.parameters()):
+            if isinstance(pl_module, Module) and pl_module.guard.broke_off:
+                pl_module.flush_rest()
+            self.keep_the_end(trainer)
 
     def keep_the_end(self, trainer: pl.Trainer) -> None:
         """After training, on every rank: `last.ckpt` holds this moment. Inside an epoch, the one before becomes `epoch.ckpt`."""

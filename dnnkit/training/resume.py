@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "trainer.threads",
     "trainer.chunk_size",
     "trainer.engine",
+    "diagnostics.every",
     "tracking.wait_s",
     "data.root",
     "data.path",

@@ -1,0 +1,75 @@
+"""Noticing at once that a loss or a gradient is no longer finite."""
+
+from __future__ import annotations
+
+import math
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from dnnkit.errors import DivergedError
+from dnnkit.module.gather import several
+from dnnkit.module.groups import gradient_norm
+from dnnkit.module.task import Outcome
+
+_CURE = "lower optimizer.lr or use clipping=norm"
+
+
+class Guard:
+    """Ends a run at the minibatch whose loss, or at the update whose gradient, is not finite, before anything is updated with it.
+
+    On a CPU, that is. A GPU would have to be waited for, and of a minibatch that several devices share each sees a part of the
+    loss: there it is noticed where a window ends, at the latest. Of a gradient whose norm nobody asks for, a small part that every
+    other part of it runs through is looked at, the first trained vector's; the rest shows in the next minibatch's loss.
+    """
+
+    def __init__(self) -> None:
+        self.broke_off = False  # before the update at hand was made
+        self._losses = self._gradients = False
+        self._telltale: Parameter | None = None
+        self._parameters: list[Parameter] = []
+
+    def begin(self, module: pl.LightningModule) -> None:
+        """A fit begins, with the module where it will be trained."""
+        scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None  # it has updates left out where they are not finite
+        self.broke_off = False
+        self._gradients = module.device.type == "cpu" and not scaled
+        self._losses = self._gradients and not several()
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        vectors = [parameter for parameter in self._parameters if parameter.ndim == 1]
+        self._telltale = next(iter([*vectors, *self._parameters]), None)
+
+    def see_loss(self, outcome: Outcome, step: int) -> None:
+        """The loss of a minibatch of the update that makes `step`. Raises DivergedError."""
+        if self._losses and not math.isfinite(outcome.total.item()):
+            key, value = ("train/loss", outcome.loss) if not torch.isfinite(outcome.loss) else ("train/penalty", outcome.penalty)
+            raise self._broken_off(key, outcome.total if value is None else value, step)
+
+    def see_gradient(self, norm: Tensor | None, step: int) -> None:
+        """The gradient of the update that makes `step`, by its norm where that is known. Raises DivergedError."""
+        if not self._gradients:
+            return
+        if norm is None:
+            telltale = self._telltale
+            if telltale is None or telltale.grad is None or math.isfinite(telltale.grad.sum().item()):
+                return
+            norm = gradient_norm(self._parameters)
+        if not math.isfinite(norm.item()):
+            raise self._broken_off("grad_norm", norm, step)
+
+    def _broken_off(self, key: str, value: Tensor, step: int) -> DivergedError:
+        self.broke_off = True
+        return diverged(key, value.detach().item(), step)
+
+
+def check_finite(key: str, value: float, step: int) -> None:
+    """Raises DivergedError."""
+    if not math.isfinite(value):
+        raise diverged(key, value, step)
+
+
+def diverged(key: str, value: float, step: int) -> DivergedError:
+    """What is raised where `key` is `value` at `step`."""
+    return DivergedError(f"training diverged: {key} is {value} at step {step}", _CURE)
