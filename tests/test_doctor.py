@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +18,13 @@ import dnnkit
 from dnnkit import plugins
 from dnnkit.cli.main import main
 from dnnkit.diagnostics import LayerSignal, probe, verdicts
+from dnnkit.diagnostics.clipping import KINDS, bite
 from dnnkit.diagnostics.measures import cosine, effective_rank, quantiles, saturated
 from dnnkit.errors import DivergedError
 from dnnkit.network import build_network
 from dnnkit.training.doctor import examine
+from dnnkit.training.run import prepare_run
+from dnnkit.training.stability import Rehearsal, first_gradients, rehearse
 
 plugins.load()
 
@@ -189,19 +195,49 @@ BROKEN = {
         "optimizer.lr=0.02",
         layers(100, 8),
     ],
+    "a rate that is too high for deep SELU": [layers(100, 10), "optimizer.lr=0.1"],
 }
+
+
+def offered(words: list[str], said: str) -> list[str]:
+    """What the doctor told to type, which begins with what was typed."""
+    lines = said.splitlines()
+    [found] = [
+        shlex.split(lines[index + 1]) for index, line in enumerate(lines) if line.startswith("with these overrides, which were tried")
+    ]
+    assert found[: len(words)] == words
+    return found
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_the_doctor_offers_makes_a_broken_network_learn(name: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", *BROKEN[name]]) == 0
-    said = capsys.readouterr().out.splitlines()
-    [offered] = [
-        shlex.split(said[index + 1]) for index, line in enumerate(said) if line.startswith("with these overrides, which were tried")
-    ]
-    assert offered[: len(BROKEN[name])] == BROKEN[name]
+    mended = offered(BROKEN[name], capsys.readouterr().out)
     assert accuracy(*BROKEN[name]) < 0.75
-    assert accuracy(*offered) > 0.9
+    assert accuracy(*mended) > 0.9
+
+
+#: The shipped demonstrations, with what the doctor says of them.
+SHIPPED = {
+    "broken_deep_sigmoid": ["vanishing gradients", "[deep_sigmoid]"],
+    "broken_selu": ["[selu_inputs]", "[selu_initializer]", "[selu_dropout]"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_shipped_demonstration_is_broken_and_learns_with_what_the_doctor_offers(
+    name: str, seed: int, workdir: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MNIST and Fashion-MNIST; .116 and .100 became .947 and .877 with seed 0."""
+    words = [f"+experiment={name}", f"seed={seed}"]
+    assert main(["doctor", *words]) == 0
+    said = capsys.readouterr().out
+    assert all(part in said for part in SHIPPED[name])
+    quick = ["tracking=none", "trainer.progress_bar=false"]
+    assert dnnkit.train(dnnkit.compose([*words, *quick])).metrics["test/acc"] < 0.3
+    assert dnnkit.train(dnnkit.compose([*offered(words, said), *quick])).metrics["test/acc"] > 0.8
 
 
 def accuracy(*overrides: str) -> float:
@@ -220,3 +256,109 @@ def test_what_nothing_mends_is_said_so(workdir: Path, capsys: pytest.CaptureFixt
     assert (report.fix, report.cured) == ((), False)
     assert main(["doctor", *words]) == 0
     assert "of what was tried nothing mends all of it" in capsys.readouterr().out
+
+
+# Updates that diverge.
+
+
+def test_a_rate_that_is_too_high_is_said_and_a_lower_one_is_offered(workdir: Path) -> None:
+    for words in (["optimizer.lr=3"], ["activation=relu", "optimizer.lr=3"], [layers(100, 10)]):
+        report = examine(dnnkit.compose(words), dnnkit.compose)
+        assert [verdict.word for verdict in report.verdicts] == ["diverging"]
+        [fix] = report.fix
+        assert fix.startswith("optimizer.lr=0.0")
+        assert report.cured
+    # Of what fits nothing is said, far from the limit or near it: SELU with two layers learns at 0.1 too.
+    for words in ([], ["optimizer.lr=0.001"], ["optimizer=sgd", "optimizer.lr=0.1"], ["optimizer=adam", "optimizer.lr=0.01"]):
+        assert examine(dnnkit.compose(words), dnnkit.compose).verdicts == []
+
+
+def test_a_rehearsal_changes_nothing_and_says_the_same_again(assert_same: Callable[[Any, Any], None]) -> None:
+    words = ["activation=relu", "normalization=batch_norm", "dropout=dropout", "constraint=max_norm", "freeze=[00_*]", "clipping=norm"]
+    run = prepare_run(dnnkit.compose(words))
+    network = run.network
+    held = {"weights": copy.deepcopy(network.state_dict()), "random": torch.get_rng_state()}
+    modes = [module.training for module in network.modules()]
+    first, gradients = rehearse(run), first_gradients(run)
+    assert_same({"weights": network.state_dict(), "random": torch.get_rng_state()}, held)
+    assert [module.training for module in network.modules()] == modes
+    assert all(parameter.grad is None for parameter in network.parameters())
+    torch.manual_seed(5)
+    assert rehearse(run) == first
+    assert len(first.losses) == 100
+    assert first.losses[-1] < first.losses[0] / 2
+    assert not first.diverges
+    assert len(gradients) == 10
+    assert set(gradients[0]) == {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def test_diverging_is_said_by_the_last_loss_the_last_losses_or_units_that_died() -> None:
+    def diverges(*losses: float, died: dict[str, float] = {}) -> bool:  # noqa: B006
+        return Rehearsal(0.1, 2.0, losses, died).diverges
+
+    assert not diverges(*[2.0] * 90, *[2.9] * 10)
+    assert diverges(*[2.0] * 90, *[3.1] * 10)
+    assert not diverges(2.0, *[19.9] * 50, *[1.0] * 50)
+    assert diverges(2.0, 20.1)
+    assert diverges(2.0, math.inf)
+    assert diverges(2.0, math.nan)
+    assert diverges(2.0, 1.0, died={"00_dense": 0.6})
+    verdict = Rehearsal(0.1, 2.0, (2.0, 1.5), {"00_dense": 0.6}).verdict()
+    assert (verdict.word, verdict.layers) == ("diverging", ("00_dense",))
+    assert verdict.text == (
+        "diverging updates: with optimizer.lr=0.1 the loss goes from 2 to 1.5 within 2 updates, after which 60% of 00_dense are zero "
+        "on all training examples, in a rehearsal of the run"
+    )
+
+
+# Clipping.
+
+
+def test_a_bound_is_beside_the_sizes_that_it_is_for() -> None:
+    gradients = [[torch.tensor([3.0, 0.0]), torch.tensor([4.0])], [torch.tensor([0.6, 0.0]), torch.tensor([0.8])]]
+    value, norm, each = (bite(KINDS[name], 2.0, gradients) for name in ("value", "norm", "per_parameter_norm"))
+    assert value is not None
+    assert norm is not None
+    assert each is not None
+    assert (value.share, value.smallest, value.largest) == pytest.approx((0.5, 0.6, 4.0))  # zeros do not count
+    assert (norm.share, norm.smallest, norm.largest) == pytest.approx((0.5, 1.0, 5.0))
+    assert (each.share, each.minibatches) == (0.5, 2)
+    assert norm.offered == 4.6  # 1 + .9 · 4
+    kind = KINDS["norm"]
+
+    def bites(bound: float) -> tuple[bool, bool]:
+        found = bite(kind, bound, gradients)
+        assert found is not None
+        return found.never, found.always
+
+    assert bites(15.1) == (True, False)  # three times the largest
+    assert bites(14.9) == bites(0.11) == (False, False)
+    assert bites(0.09) == (False, True)  # a tenth of the smallest
+    assert bite(kind, 1.0, [[torch.zeros(3)]]) is bite(kind, 1.0, [[torch.tensor([math.inf])]]) is bite(kind, 1.0, []) is None
+
+
+@pytest.mark.parametrize(
+    ("clipping", "bound", "said"),
+    [
+        ("value", "threshold=100", "never"),
+        ("value", "threshold=1e-6", "always"),
+        ("norm", "max_norm=1000", "never"),
+        ("norm", "max_norm=0.01", "always"),
+        ("per_parameter_norm", "max_norm=1000", "never"),
+    ],
+)
+def test_a_bound_that_never_or_always_bites_is_said_with_one_that_does_at_times(clipping: str, bound: str, said: str) -> None:
+    words = ["optimizer=adam", f"clipping={clipping}"]
+    report = examine(dnnkit.compose([*words, f"clipping.{bound}"]), dnnkit.compose)
+    [finding] = [finding for finding in report.findings if finding.rule == "clipping_bound"]
+    assert f" {said} bites: {'0%' if said == 'never' else '100%'} of the " in finding.fault.found
+    assert (report.fix, report.cured) == (finding.fault.fix, True)
+    mended = examine(dnnkit.compose([*words, *report.fix]), dnnkit.compose)
+    assert "clipping_bound" not in {finding.rule for finding in mended.findings}
+
+
+def test_the_clipping_of_a_group_is_judged_by_its_own_gradients() -> None:
+    words = ["optimizer.groups=[{match: output, clipping: {name: norm, max_norm: 1000}}]"]
+    [finding] = [f for f in examine(dnnkit.compose(words), dnnkit.compose).findings if f.rule == "clipping_bound"]
+    assert finding.fault.settings == ("optimizer.groups[0].clipping.max_norm",)
+    assert finding.fix == ""

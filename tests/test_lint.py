@@ -82,6 +82,8 @@ RIGHT = {
 }
 #: Experiments that show what goes wrong: the rules that say so before they are run.
 DEMONSTRATIONS: dict[str, set[str]] = {
+    "broken_deep_sigmoid": {"deep_sigmoid"},
+    "broken_selu": {"selu_inputs", "selu_initializer", "selu_dropout"},
     "fashion/max_norm": {"selu_constraint"},  # a classic that is about the constraint
     "fashion/relu_100": {"plain_sgd_at_depth"},  # a hundred layers by plain SGD, as the classic has them
     "fashion/selu_100": {"plain_sgd_at_depth"},

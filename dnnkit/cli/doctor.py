@@ -26,7 +26,8 @@ Builds the network of a config, sends 1000 training examples through it, or all 
 shows for each layer: mean and deviation of what it puts out, its second moment m2, the shares of outputs where the
 activation is flat and of dead units, the norm of the gradient that comes back, that of the weights' gradient over
 theirs, the effective rank, and the mean cosine between two examples.
-What is wrong with that, and with the config, is said, and overrides that were tried and mend it.
+What is wrong with that, and with the config, is said, and overrides that were tried and mend it. The run is rehearsed
+on a copy, in a hundred updates at most: that says whether its rate is too high, and whether a clipping ever bites.
 
 --lr looks for a learning rate instead. A copy of the network is trained as a run would train it, with its optimizer,
 groups, minibatches, augmentation, penalty, clipping and constraint, while the rate climbs from 1e-7 to 10 by a constant

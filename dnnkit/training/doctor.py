@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dnnkit.config import Config
 from dnnkit.diagnostics import MOST_SAMPLES, LayerSignal, Verdict, evenly_spaced, probe, verdicts
+from dnnkit.diagnostics.clipping import KINDS, Bite, bite
 from dnnkit.errors import DnnkitError
-from dnnkit.lint import Finding
+from dnnkit.lint import Fault, Finding
 from dnnkit.training.assemble import measures
 from dnnkit.training.run import Prepared, prepare_run
+from dnnkit.training.stability import clippings, first_gradients, rehearse
 
 Compose = Callable[[Sequence[str]], Config]
 
@@ -24,11 +26,19 @@ _REMEDIES = (
     ("normalization=batch_norm",),
     ("activation=relu", "initializer=auto", "normalization=batch_norm"),
 )
+#: Where updates diverge: by how much the rate is lowered, the least first, and at how many times what is offered it has to hold too,
+#: since a run has more updates than a rehearsal.
+_LOWER, _MARGIN = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001), 2.0
+
+#: Why a bound is no bound that is farther from all gradients than they go in training.
+_NEVER = "Gradients are largest at the beginning, or nearly so; a bound that is more than three times the largest changes nothing"
+_ALWAYS = "A step whose gradient is always cut is as long near the minimum as far from it, and cut by value it has only signs"
+_CLIPPING_SOURCE = "Pascanu, Mikolov & Bengio 2013, section 3.2, who take the bound from the mean norm over many updates"
 
 
 @dataclass(frozen=True)
 class Report:
-    """The signal of a network with its initial weights on training examples, what is wrong with it and with its config.
+    """The signal of a network with its initial weights on training examples, what is wrong with it, its updates and its config.
 
     `fix`: overrides to be typed after those of the config, with which neither verdicts nor warnings are left; empty where there is
     nothing to mend, and where nothing that was tried mends it, which `cured` tells apart.
@@ -53,39 +63,79 @@ class Report:
 
 
 def examine(cfg: Config, compose: Compose) -> Report:
-    """Probe the network of a config on at most 1000 training examples; nothing is trained or written.
+    """Probe the network of a config on at most 1000 training examples, and rehearse its run; nothing of that is written or stays.
 
     `compose` makes configs of overrides, as this one was made of its own. Raises what a run raises before it begins.
     """
     run = prepare_run(cfg)
     signals = _probe(run)
-    found, warnings = verdicts(signals), _warnings(run)
+    found, findings, rehearsal = verdicts(signals), _findings(run), rehearse(run)
+    if rehearsal.diverges:
+        found.append(rehearsal.verdict())
+    warnings = _warnings(findings)
     if not found and not warnings:
-        return Report(signals, found, run.findings, (), True)
-    for fix in _remedies(warnings):
-        if fix and _mends(cfg, fix, compose):
-            return Report(signals, found, run.findings, fix, True)
-    return Report(signals, found, run.findings, (), False)
+        return Report(signals, found, findings, (), True)
+    for remedy in _remedies(warnings):
+        fix = _mending(cfg, remedy, compose)
+        if fix:
+            return Report(signals, found, findings, fix, True)
+    return Report(signals, found, findings, (), False)
 
 
 def _remedies(warnings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
     """What the linter offers, all of it, and that with each remedy; where both set a key the remedy, typed later, counts."""
     offered = tuple(dict.fromkeys(word for finding in warnings for word in finding.fault.fix))
     for remedy in _REMEDIES:
-        keys = {word.partition("=")[0] for word in remedy}
-        yield (*(word for word in offered if word.partition("=")[0] not in keys), *remedy)
+        yield _typed_later(offered, remedy)
 
 
-def _mends(cfg: Config, fix: Sequence[str], compose: Compose) -> bool:
+def _typed_later(words: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    keys = {word.partition("=")[0] for word in others}
+    return (*(word for word in words if word.partition("=")[0] not in keys), *others)
+
+
+def _mending(cfg: Config, remedy: Sequence[str], compose: Compose) -> tuple[str, ...]:
+    """The remedy, with a lower rate where it takes one, if nothing is wrong with it; else nothing."""
     try:
-        other = prepare_run(compose([*cfg.overrides, *fix]))
+        run = prepare_run(compose([*cfg.overrides, *remedy]))
     except DnnkitError:
-        return False  # it does not fit this network, or these data
-    return not verdicts(_probe(other)) and not _warnings(other)
+        return ()  # it does not fit this network, or these data
+    if verdicts(_probe(run)) or _warnings(_findings(run)):
+        return ()
+    if remedy and not rehearse(run).diverges:
+        return tuple(remedy)
+    for share in _LOWER:
+        slower = _typed_later(remedy, (f"optimizer.lr={run.cfg.values['optimizer']['lr'] * share:.2g}",))
+        other = replace(run, cfg=compose([*cfg.overrides, *slower]))  # its network and data are the same
+        if not rehearse(other).diverges and not rehearse(other, _MARGIN).diverges:
+            return slower
+    return ()
 
 
-def _warnings(run: Prepared) -> list[Finding]:
-    return [finding for finding in run.findings if finding.severity != "hint"]
+def _findings(run: Prepared) -> tuple[Finding, ...]:
+    """The linter's, and what can be told of clippings by the gradients alone."""
+    parts = [(where, node, names) for where, node, names in clippings(run) if node["name"] in KINDS]
+    if not parts:
+        return run.findings
+    gradients, found = first_gradients(run), list(run.findings)
+    for where, node, names in parts:
+        kind = KINDS[node["name"]]
+        measured = bite(kind, node[kind.setting], ([of[name] for name in names if name in of] for of in gradients))
+        if measured is not None and (measured.never or measured.always):
+            found.append(_of_clipping(where, measured))
+    return tuple(found)
+
+
+def _of_clipping(where: str, measured: Bite) -> Finding:
+    setting = f"{where}.{measured.kind.setting}"
+    fix = (f"{setting}={measured.offered:g}",) if where == "clipping" else ()
+    fault = Fault((setting,), f"{setting}={measured.bound:g} {'never' if measured.never else 'always'} bites: {measured.text}", fix)
+    reason = _NEVER if measured.never else _ALWAYS
+    return Finding("clipping_bound", "warning", fault, reason, _CLIPPING_SOURCE)
+
+
+def _warnings(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity != "hint"]
 
 
 def _probe(run: Prepared) -> list[LayerSignal]:
