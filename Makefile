@@ -3,6 +3,7 @@
 #   make test       the quick tests            make test-all   the slow ones as well
 #   make check      all that a change must pass
 #   make bench      side by side with peers     make docs       the catalogue and its figures, from the code
+#   make rules      what the linter's rules are worth, measured on real images
 # PYTHON=python3.12 chooses the interpreter for a new .venv; DNNKIT_DATA is the folder with data sets, if there is one.
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ PYTEST := $(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 # pytest ends with 5 when nothing was selected.
 NONE_IS_FINE := || test $$? -eq 5
 
-.PHONY: help run test test-slow test-all check bench docs clean
+.PHONY: help run test test-slow test-all check bench rules docs clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -55,6 +56,9 @@ check: $(STAMP)
 
 bench: $(PEERS)
 	$(PY) -m benchmarks --write
+
+rules: $(STAMP)
+	$(PY) -m benchmarks.rules --write
 
 docs: $(STAMP)
 	$(PY) -m docs.generate

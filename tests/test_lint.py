@@ -139,6 +139,21 @@ def test_parts_that_a_model_names_itself_are_blamed_on_it_and_no_override_is_off
     assert (finding.rule, finding.fault.settings, finding.fix) == ("redundant_bias", ("model.layers",), "")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("constraint=max_norm", "constraint.c=1"),
+        ("regularizer=l2", "regularizer.factor=0.02"),
+        ("normalization=batch_norm", "normalization.momentum=0.2"),
+        ("activation=tanh", "initializer=normal", "initializer.std=2"),
+    ],
+    ids=lambda words: words[-1],
+)
+def test_a_fix_mends_a_part_whose_settings_were_set(words: tuple[str, ...]) -> None:
+    [finding] = [finding for finding in findings(*words) if finding.severity != "hint"]
+    assert not [other for other in findings(*words, *finding.fault.fix) if other.severity != "hint"]
+
+
 def test_decay_of_a_group_of_a_selu_networks_weights_is_found() -> None:
     [finding] = findings("optimizer=adamw", "optimizer.weight_decay=0", "optimizer.groups=[{match: output, weight_decay: 0.01}]")
     assert (finding.rule, finding.fault.settings) == ("selu_weight_decay", ("optimizer.groups[0].weight_decay",))

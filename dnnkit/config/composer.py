@@ -173,9 +173,18 @@ class Composer:
         unjudged = [line(override) for override in rest if _of_unknown(override.key_or_group, unknown)]
         judged = [override for override in rest if line(override) not in unjudged]
         misplaced = {line(override): found for override in judged if (found := judge_value(override, base))}
-        problems += [problem for found in misplaced.values() for problem in found]
+        gone = {line(override) for override in judged if line(override) in misplaced and self._went_with_a_choice(override, parsed)}
+        problems += [problem for text, found in misplaced.items() if text not in gone for problem in found]
         tree, found = self._load([override for override in parsed if line(override) not in (*wrong, *misplaced, *unjudged)])
         return tree, problems + found
+
+    def _went_with_a_choice(self, setting: Override, parsed: Sequence[Override]) -> bool:
+        """Whether it set something of a choice that a later word replaces, as words do that are pasted behind others."""
+        group, at = setting.key_or_group.partition(".")[0], parsed.index(setting)
+        if not any(is_choice(override, self._groups) and override.key_or_group == group for override in parsed[at:]):
+            return False
+        before, _ = self._load([override for override in parsed[:at] if is_choice(override, self._groups)])
+        return before is not None and not judge_value(setting, before)
 
     def _judge_hydras(self, overrides: Sequence[Override]) -> list[Problem]:
         """What is wrong with settings of a sweep in the config of one run, to which they mean nothing."""
