@@ -91,6 +91,7 @@ def test_nothing_inside_a_chunk_waits_for_the_device(
 ) -> None:
     """With SGD: other optimizers count their updates on the CPU whatever the device, which this cannot tell from waiting."""
     monkeypatch.setattr("dnnkit_plugins.clippings._norms", lambda gradients: None)  # as of gradients that are on a GPU
+    monkeypatch.setattr("dnnkit.module.guard.costs_nothing", lambda device: False)
     with chunks_must_not_wait(monkeypatch) as watched:
         dnnkit.train(dnnkit.compose([*RUN, *more, f"trainer.engine={engine}"]))
     assert sum(watched) == 24 - 6

@@ -175,7 +175,8 @@ def test_what_is_in_brackets_is_shown_and_so_is_the_folder_of_a_job_that_failed(
     assert out.count("metrics=[acc] ") == out.count("metrics=[acc,f1] ") == 4  # two jobs of each, in the heading and in the table
     folders = list((workdir / "runs").iterdir())
     assert len(folders) == 4
-    assert all(out.count(f"runs/{folder.name}") == 1 for folder in folders)
+    # Of a job that diverged twice: its last healthy weights are there too.
+    assert all(out.count(f"runs/{folder.name}") in (1, 2) for folder in folders)
 
 
 def test_text_that_needs_quotes_is_the_same_in_each_job(composed: list[list[str]]) -> None:

@@ -304,7 +304,7 @@ def _gathering(rank: int) -> dict[str, Any]:
     for start, stop in ((0, 5), (5, 9), (9, 10)):  # the last minibatch has no example for the second rank
         mine = x[start:stop][share(stop - start, rank, 2)]
         loss = mine.mean() if len(mine) else torch.zeros(())
-        window.keep(Outcome(loss, loss, mine, torch.tensor(3.0)), mine, mine[:, 0].long(), with_output=True)
+        window.keep(Outcome(loss, loss, mine, torch.tensor(3.0)), mine[:, 0].long(), with_output=True)
     parts["uneven"] = torch.cat(gather(torch.full((rank + 1, 2), rank)))
     parts["batches"] = torch.cat(gather_batches(window.outputs))
     whole = window.gathered()

@@ -73,7 +73,8 @@ epochs than it had; one that was stopped or killed goes on to the end that it ha
 {RUN}
 
 What may change: trainer.max_epochs, trainer.early_stopping, trainer.progress_bar, trainer.threads, trainer.chunk_size,
-trainer.engine, tracking.wait_s, and where the data are (data.root, data.path, data.loader, data.workers, data.memory_share).
+trainer.engine, diagnostics.every, tracking.wait_s, and where the data are (data.root, data.path, data.loader,
+data.workers, data.memory_share).
 Everything else would make it another experiment: start a new run with it.
 
 With a schedule that does not depend on the length of the run (constant, …) the result is, bit for bit, that of a run that was

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import cmath
 
 import pytorch_lightning as pl
 import torch
@@ -35,7 +35,7 @@ class Guard:
         """A fit begins, with the module where it will be trained."""
         scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None  # it has updates left out where they are not finite
         self.broke_off = False
-        self._gradients = module.device.type == "cpu" and not scaled
+        self._gradients = costs_nothing(module.device) and not scaled
         self._losses = self._gradients and not several()
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         vectors = [parameter for parameter in self._parameters if parameter.ndim == 1]
@@ -43,7 +43,7 @@ class Guard:
 
     def see_loss(self, outcome: Outcome, step: int) -> None:
         """The loss of a minibatch of the update that makes `step`. Raises DivergedError."""
-        if self._losses and not math.isfinite(outcome.total.item()):
+        if self._losses and not cmath.isfinite(outcome.total.item()):
             key, value = ("train/loss", outcome.loss) if not torch.isfinite(outcome.loss) else ("train/penalty", outcome.penalty)
             raise self._broken_off(key, outcome.total if value is None else value, step)
 
@@ -53,10 +53,10 @@ class Guard:
             return
         if norm is None:
             telltale = self._telltale
-            if telltale is None or telltale.grad is None or math.isfinite(telltale.grad.sum().item()):
+            if telltale is None or telltale.grad is None or cmath.isfinite(telltale.grad.sum().item()):
                 return
             norm = gradient_norm(self._parameters)
-        if not math.isfinite(norm.item()):
+        if not cmath.isfinite(norm.item()):
             raise self._broken_off("grad_norm", norm, step)
 
     def _broken_off(self, key: str, value: Tensor, step: int) -> DivergedError:
@@ -64,9 +64,14 @@ class Guard:
         return diverged(key, value.detach().item(), step)
 
 
+def costs_nothing(device: torch.device) -> bool:
+    """Whether a number on the device can be looked at without waiting for what is under way there."""
+    return device.type == "cpu"
+
+
 def check_finite(key: str, value: float, step: int) -> None:
     """Raises DivergedError."""
-    if not math.isfinite(value):
+    if not cmath.isfinite(value):
         raise diverged(key, value, step)
 
 
