@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from dnnkit.data.resident import default_generator, splitmix64
+from dnnkit.data.randomness import same_randomness
+from dnnkit.data.resident import splitmix64
 
 _PASS = 4  # a stream of seeds of its own, beside those in `resident`
 
@@ -20,15 +21,10 @@ def pass_seed(seed: int, number: int, block: int) -> int:
 @contextmanager
 def reseeding(seed: int, device: torch.device) -> Iterator[Callable[[int, int], None]]:
     """Gives a function of (pass, block) that seeds what is drawn on `device` and on the CPU; afterwards both are as before."""
-    generators = list({id(found): found for found in (torch.default_generator, default_generator(device))}.values())
-    states = [generator.get_state() for generator in generators]
+    with same_randomness([device]) as generators:
 
-    def reseed(number: int, block: int) -> None:
-        for generator in generators:
-            generator.manual_seed(pass_seed(seed, number, block))
+        def reseed(number: int, block: int) -> None:
+            for generator in generators:
+                generator.manual_seed(pass_seed(seed, number, block))
 
-    try:
         yield reseed
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from dnnkit.data.resident import default_generator
+from dnnkit.data.randomness import same_randomness
 
 
 @dataclass
@@ -95,18 +95,17 @@ def watching(network: nn.Module, observer: Observer) -> Iterator[Watch]:
 @contextmanager
 def undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode but for batch normalization, one fixed seed; everything as before at the end."""
-    generators = {default_generator(torch.device("cpu")), default_generator(device)}
-    random = {generator: generator.get_state() for generator in generators}
     modes = {module: module.training for module in network.modules()}
     buffers = {module: dict(module._buffers) for module in network.modules()}
     # The memory itself, not the tensors: that also puts expanded buffers back, and counts as no change to autograd.
     memory = [(storage, storage.clone()) for storage in _storages(buffers)]  # type: ignore[no-untyped-call]
     try:
-        for generator in generators:
-            generator.manual_seed(0)
-        for module in modes:
-            module.training = module.training and isinstance(module, _BatchNorm)
-        yield
+        with same_randomness([device]) as generators:
+            for generator in generators:
+                generator.manual_seed(0)
+            for module in modes:
+                module.training = module.training and isinstance(module, _BatchNorm)
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -114,8 +113,6 @@ def undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
             module._buffers.update(buffers[module])
         for storage, saved in memory:
             storage.copy_(saved)
-        for generator, state in random.items():
-            generator.set_state(state)
 
 
 def fit(tensor: Tensor, like: Tensor) -> Tensor:

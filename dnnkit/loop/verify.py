@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dnnkit.data.randomness import same_randomness
 from dnnkit.data.resident import default_generator
 from dnnkit.loop.graph import Objective, Tensors
 from dnnkit.loop.watch import fingerprint, outside_randomness, put_back
@@ -36,14 +35,10 @@ def undone(net: nn.Module) -> Iterator[None]:
     tensors = Tensors.of(net)
     buffers = [buffer.clone() for buffer in tensors.buffers.values()]
     gradients = [parameter.grad for parameter in tensors.parameters.values()]
-    python, numpy, generators = random.getstate(), np.random.get_state(), [(g, g.get_state()) for g in _generators(net)]
     try:
-        yield
+        with same_randomness(parameter.device for parameter in net.parameters()):
+            yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        for generator, state in generators:
-            generator.set_state(state)
         with torch.no_grad():
             for buffer, value in zip(tensors.buffers.values(), buffers, strict=True):
                 buffer.copy_(value)

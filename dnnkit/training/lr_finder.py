@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count, islice
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -18,6 +16,7 @@ from torch.optim import Optimizer
 
 from dnnkit.config import Config
 from dnnkit.data.loaders import training_batches
+from dnnkit.data.randomness import same_randomness
 from dnnkit.data.resident import Batches, default_generator, minibatch_seed
 from dnnkit.diagnostics.ramp import Ramp, geometric_rates
 from dnnkit.errors import ConfigError, DnnkitError, PluginError, Problem
@@ -84,24 +83,9 @@ def climb(
     except Exception as error:
         told = f"the network, its loss or its optimizer cannot be copied ({type(error).__name__}: {error})"
         raise PluginError(told, "rates are tried on a copy: see that copy.deepcopy takes it") from error
-    with _same_randomness({parameter.device for parameter in net.parameters()}), torch.enable_grad():
+    with same_randomness(parameter.device for parameter in net.parameters()), torch.enable_grad():
         one = _Climb(net, recipe, loss, Frozen(net, frozen), accumulate, autocast)
         return one.along(rates or geometric_rates(), _updates(copy.copy(batches), accumulate))
-
-
-@contextmanager
-def _same_randomness(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Afterwards the random generators of torch, on the CPU and on these devices, of NumPy and of Python are as before."""
-    generators = {default_generator(device) for device in (torch.device("cpu"), *devices)}
-    states = [(generator, generator.get_state()) for generator in generators]
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        for generator, state in states:
-            generator.set_state(state)
 
 
 class _Climb:
