@@ -57,8 +57,9 @@ class Finding:
 def lint(config: Mapping[str, Any], **offered: Any) -> list[Finding]:
     """What every rule finds wrong with a resolved config, errors first; those that it ignores are left out.
 
-    `offered` are facts beside the config, by the names that rules ask for: `network`, `data`, `steps`. A rule that asks for
-    one that is not known yet is left out. PluginError for a rule that fails, or gives anything but faults.
+    `offered` are facts beside the config, by the names that rules ask for: `network`, `data`, `steps`, and where the doctor has
+    measured them `clipped_gradients`. A rule that asks for one that is not known yet is left out. PluginError for a rule that
+    fails, or gives anything but faults.
     """
     settings = config["lint"]
     found: list[Finding] = []

@@ -63,7 +63,7 @@ KINDS: Mapping[str, Kind] = types.MappingProxyType(
             Kind("metric", "metrics", ("prediction", "target"), switches=("auto",)),
             Kind("optimizer", "optimizer", ("params",), required=("lr",)),
             Kind("scheduler", "scheduler", ("step", "total_steps"), offered=("mode",)),
-            Kind("rule", "lint", ("config",), offered=("network", "data", "steps")),
+            Kind("rule", "lint", ("config",), offered=("network", "data", "steps", "clipped_gradients")),
         )
     }
 )

@@ -22,6 +22,7 @@ from dnnkit.diagnostics.clipping import KINDS, bite
 from dnnkit.diagnostics.measures import cosine, effective_rank, quantiles, saturated
 from dnnkit.errors import DivergedError
 from dnnkit.network import build_network
+from dnnkit.training.check import check_run
 from dnnkit.training.doctor import examine
 from dnnkit.training.run import prepare_run
 from dnnkit.training.stability import Rehearsal, first_gradients, rehearse
@@ -362,3 +363,13 @@ def test_the_clipping_of_a_group_is_judged_by_its_own_gradients() -> None:
     [finding] = [f for f in examine(dnnkit.compose(words), dnnkit.compose).findings if f.rule == "clipping_bound"]
     assert finding.fault.settings == ("optimizer.groups[0].clipping.max_norm",)
     assert finding.fix == ""
+
+
+def test_a_rule_of_the_doctors_is_ignored_and_made_severe_as_any_other(capsys: pytest.CaptureFixture[str], workdir: Path) -> None:
+    words = ["clipping=norm", "clipping.max_norm=1000"]
+    assert main(["doctor", *words, "lint.ignore=[clipping_bound]"]) == 0
+    assert "clipping_bound" not in capsys.readouterr().out
+    assert main(["doctor", *words, "lint.severity={clipping_bound: error}"]) == 0
+    assert "error: clipping.max_norm=1000 never bites" in capsys.readouterr().out
+    # A run does not measure gradients for it.
+    assert "clipping_bound" not in {finding.rule for finding in check_run(dnnkit.compose(words)).findings}

@@ -107,7 +107,10 @@ def broken(*overrides: str) -> set[str]:
 
 
 def test_every_rule_has_a_config_that_breaks_it() -> None:
-    assert set(BROKEN) == set(REGISTRIES["lint"].names())
+    # What the doctor alone can judge is broken and mended in test_doctor.
+    asked_here = {record.name for record in REGISTRIES["lint"] if "clipped_gradients" not in record.offered}
+    assert set(REGISTRIES["lint"].names()) - asked_here == {"clipping_bound"}
+    assert set(BROKEN) == asked_here
     assert set(RIGHT) <= set(BROKEN)
 
 

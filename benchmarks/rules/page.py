@@ -103,6 +103,8 @@ def _section(record: Component, rows: Sequence[Row]) -> Iterator[str]:
     yield f"### `{record.name}`"
     yield from prose(record.doc)
     yield f"A {record.facts.get('severity', 'warning')}."
+    if "clipped_gradients" in record.offered:
+        yield "Judged by `dnnkit doctor` alone, which measures gradients; not tried here."
     for row in rows:
         yield _table(row)
         worth = f"{verdict(row)}, {_difference(row):+.3f}" if row["seeds"] else "not measured"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ RISE, FALL = 3.0, 10.0
 ALWAYS = 0.9
 #: torch sorts for quantiles: of more elements of a minibatch an even choice is as good.
 _MOST_VALUES = 100_000
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A clipping of a run: `where` the config has it, its `node` there, and the `gradients` that it clips together, by minibatch."""
+
+    where: str
+    node: Mapping[str, Any]
+    gradients: Sequence[Sequence[Tensor]]
 
 
 @dataclass(frozen=True)

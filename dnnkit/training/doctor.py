@@ -8,12 +8,11 @@ from typing import Any
 
 from dnnkit.config import Config
 from dnnkit.diagnostics import MOST_SAMPLES, LayerSignal, Verdict, evenly_spaced, probe, verdicts
-from dnnkit.diagnostics.clipping import KINDS, Bite, bite
 from dnnkit.errors import DnnkitError
-from dnnkit.lint import Fault, Finding
+from dnnkit.lint import Finding, lint
 from dnnkit.training.assemble import measures
 from dnnkit.training.run import Prepared, prepare_run
-from dnnkit.training.stability import clippings, first_gradients, rehearse
+from dnnkit.training.stability import clipped_gradients, rehearse
 
 Compose = Callable[[Sequence[str]], Config]
 
@@ -29,11 +28,6 @@ _REMEDIES = (
 #: Where updates diverge: by how much the rate is lowered, the least first, and at how many times what is offered it has to hold too,
 #: since a run has more updates than a rehearsal.
 _LOWER, _MARGIN = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001), 2.0
-
-#: Why a bound is no bound that is farther from all gradients than they go in training.
-_NEVER = "Gradients are largest at the beginning, or nearly so; a bound that is more than three times the largest changes nothing"
-_ALWAYS = "A step whose gradient is always cut is as long near the minimum as far from it, and cut by value it has only signs"
-_CLIPPING_SOURCE = "Pascanu, Mikolov & Bengio 2013, section 3.2, who take the bound from the mean norm over many updates"
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ def examine(cfg: Config, compose: Compose) -> Report:
     """
     run = prepare_run(cfg)
     signals = _probe(run)
-    found, findings, rehearsal = verdicts(signals), _findings(run), rehearse(run)
+    found, findings, rehearsal = verdicts(signals), findings_of(run), rehearse(run)
     if rehearsal.diverges:
         found.append(rehearsal.verdict())
     warnings = _warnings(findings)
@@ -100,7 +94,7 @@ def _mending(cfg: Config, remedy: Sequence[str], compose: Compose) -> tuple[str,
         run = prepare_run(compose([*cfg.overrides, *remedy]))
     except DnnkitError:
         return ()  # it does not fit this network, or these data
-    if verdicts(_probe(run)) or _warnings(_findings(run)):
+    if verdicts(_probe(run)) or _warnings(findings_of(run)):
         return ()
     if remedy and not rehearse(run).diverges:
         return tuple(remedy)
@@ -112,26 +106,14 @@ def _mending(cfg: Config, remedy: Sequence[str], compose: Compose) -> tuple[str,
     return ()
 
 
-def _findings(run: Prepared) -> tuple[Finding, ...]:
-    """The linter's, and what can be told of clippings by the gradients alone."""
-    parts = [(where, node, names) for where, node, names in clippings(run) if node["name"] in KINDS]
-    if not parts:
+def findings_of(run: Prepared) -> tuple[Finding, ...]:
+    """The linter's, those of rules that ask for the gradients of the first minibatches among them, which are measured for that."""
+    clipped = clipped_gradients(run)
+    if not clipped:
         return run.findings
-    gradients, found = first_gradients(run), list(run.findings)
-    for where, node, names in parts:
-        kind = KINDS[node["name"]]
-        measured = bite(kind, node[kind.setting], ([of[name] for name in names if name in of] for of in gradients))
-        if measured is not None and (measured.never or measured.always):
-            found.append(_of_clipping(where, measured))
-    return tuple(found)
-
-
-def _of_clipping(where: str, measured: Bite) -> Finding:
-    setting = f"{where}.{measured.kind.setting}"
-    fix = (f"{setting}={measured.offered:g}",) if where == "clipping" else ()
-    fault = Fault((setting,), f"{setting}={measured.bound:g} {'never' if measured.never else 'always'} bites: {measured.text}", fix)
-    reason = _NEVER if measured.never else _ALWAYS
-    return Finding("clipping_bound", "warning", fault, reason, _CLIPPING_SOURCE)
+    asked = lint(run.cfg.values, network=run.network, clipped_gradients=clipped)
+    known = {finding.rule for finding in run.findings}
+    return (*run.findings, *(finding for finding in asked if finding.rule not in known))
 
 
 def _warnings(findings: Sequence[Finding]) -> list[Finding]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
@@ -17,12 +16,14 @@ from torch.optim import Optimizer
 
 from dnnkit.config.schedule import schedule_of
 from dnnkit.data.loaders import training_batches
+from dnnkit.data.randomness import same_randomness
 from dnnkit.data.resident import default_generator, minibatch_seed
 from dnnkit.diagnostics import MOST_SAMPLES, Verdict, evenly_spaced, probe
+from dnnkit.diagnostics.clipping import Clipped
 from dnnkit.errors import PluginError
 from dnnkit.network import component
 from dnnkit.network.freezing import freezing
-from dnnkit.network.groups import Clipped
+from dnnkit.network.groups import Clipped as Together
 from dnnkit.training.assemble import augment, grouping, measures
 from dnnkit.training.run import Prepared
 from dnnkit.training.scheduling import total_steps
@@ -79,7 +80,7 @@ def rehearse(run: Prepared, times: float = 1.0) -> Rehearsal:
 
     Network and random states are afterwards what they were, bit for bit. Raises PluginError for a network that cannot be copied.
     """
-    with _undisturbed(run.device):
+    with same_randomness([run.device]), torch.enable_grad():
         one = _Understudy(run)
         total = total_steps(run.cfg.values, len(run.data.train.y))
         updates, losses, began = min(UPDATES, total), [], 0.0
@@ -111,12 +112,19 @@ def first_gradients(run: Prepared) -> list[dict[str, Tensor]]:
     Leaves all as it was, as `rehearse` does.
     """
     found = []
-    with _undisturbed(run.device):
+    with same_randomness([run.device]), torch.enable_grad():
         one = _Understudy(run)
         for number, (x, y) in enumerate(islice(_minibatches(run), MEASURED)):
             one.gradient(number, x, y)
             found.append({name: p.grad.clone() for name, p in one.network.named_parameters() if p.grad is not None})
     return found
+
+
+def clipped_gradients(run: Prepared) -> list[Clipped]:
+    """Every clipping of a run, with those of its first gradients that it clips together."""
+    parts = [(where, node, names) for where, node, names in _clippings(run) if node["name"] != "none"]
+    found = first_gradients(run) if parts else []
+    return [Clipped(where, node, [[of[name] for name in names if name in of] for of in found]) for where, node, names in parts]
 
 
 class _Understudy:
@@ -180,21 +188,21 @@ def _optimizer(run: Prepared, network: nn.Module) -> Optimizer:
     return optimizer
 
 
-def clippings(run: Prepared) -> list[tuple[str, Mapping[str, Any], Sequence[str]]]:
+def _clippings(run: Prepared) -> list[tuple[str, Mapping[str, Any], Sequence[str]]]:
     """Every clipping of a run: where the config has it, its node, and the names of the parameters that it clips together."""
     common, whole = run.cfg.values["clipping"], grouping(run.cfg, run.network)
     trained = tuple(name for name, parameter in run.network.named_parameters() if parameter.requires_grad)
     where = {id(entry.clipping): f"{entry.where}.clipping" for entry in whole.entries}
     return [
         ("clipping", common, part.names) if part.clipping is None else (where[id(part.clipping)], part.clipping, part.names)
-        for part in whole.clipped(run.network) or [Clipped(trained, None)]
+        for part in whole.clipped(run.network) or [Together(trained, None)]
     ]
 
 
 def _clips(run: Prepared, network: nn.Module) -> list[tuple[Callable[[list[Parameter]], object], list[Parameter]]]:
     """Every clipping with the parameters of this copy of the network that it clips together."""
     named = dict(network.named_parameters())
-    found = [(component("clipping", node), [named[name] for name in names]) for _, node, names in clippings(run)]
+    found = [(component("clipping", node), [named[name] for name in names]) for _, node, names in _clippings(run)]
     return [(clip, parameters) for clip, parameters in found if clip is not None]
 
 
@@ -218,16 +226,3 @@ def _minibatches(run: Prepared) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _far(loss: float, began: float) -> bool:
     return not math.isfinite(loss) or loss > PEAK * began
-
-
-@contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    """With gradients; random states are as before at the end."""
-    generators = {default_generator(torch.device("cpu")), default_generator(device)}
-    random = {generator: generator.get_state() for generator in generators}
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for generator, state in random.items():
-            generator.set_state(state)

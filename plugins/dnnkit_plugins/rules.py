@@ -1,7 +1,8 @@
 """Rules of the linter: choices that are right by themselves and do not go together.
 
 A rule that asks for `network` sees the network with its initial weights, whatever model made it; `data` is the prepared data
-set, `steps` the number of optimizer steps of the run. The first paragraph of its docstring is the reason that a reader is given.
+set, `steps` the number of optimizer steps of the run. `clipped_gradients`, what each clipping clips in the first minibatches, is
+measured by the doctor, which alone asks a rule for that. The first paragraph of a docstring is the reason that a reader is given.
 """
 
 import math
@@ -14,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dnnkit.config.groups import entries
 from dnnkit.data import DataSet
 from dnnkit.diagnostics import evenly_spaced, far_from_lecun, standardised
+from dnnkit.diagnostics.clipping import KINDS, Clipped, bite
 from dnnkit.lint import Fault
 from dnnkit.network import has_offset
 from dnnkit.network.blocks import Block, blocks, is_dropout, is_normalization
@@ -395,6 +397,24 @@ def unsynchronised_batch_norm(config: Config, network: nn.Module) -> Iterator[Fa
 
 
 _RANKING = ("selu", "elu", "leaky_relu", "relu", "tanh", "sigmoid")
+
+
+@rules.register("clipping_bound")
+def clipping_bound(config: Config, clipped_gradients: Sequence[Clipped]) -> Iterator[Fault]:
+    """Gradients fall as a network learns: a bound far above the first changes nothing, one far below leaves every step equally long.
+
+    Far above: more than three times the largest of the first minibatches. Far below: nine tenths are over it were they a tenth
+    as large; cut by value, they have only signs.
+    Source: Pascanu, Mikolov & Bengio 2013, section 3.2, who take the bound from the mean norm over many updates.
+    """
+    for one in clipped_gradients:
+        kind = KINDS.get(one.node["name"])
+        found = None if kind is None else bite(kind, one.node[kind.setting], one.gradients)
+        if found is not None and (found.never or found.always):
+            setting = f"{one.where}.{found.kind.setting}"
+            # Of an entry in a list no override changes one setting.
+            fix = (f"{setting}={found.offered:g}",) if one.where == "clipping" else ()
+            yield Fault((setting,), f"{setting}={found.bound:g} {'never' if found.never else 'always'} bites: {found.text}", fix)
 
 
 @rules.register("activation_ranking", severity="hint")
