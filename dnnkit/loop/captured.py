@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from dnnkit.loop.graph import Objective, Tensors, Traced, trace
-from dnnkit.loop.program import Program, program
+from dnnkit.loop.program import Program, Unrecorded, program
 from dnnkit.loop.replay import Record, record_on_gpu, replayed
 from dnnkit.loop.verify import Trial, attempt, difference, equal, near, side_effects, undone
 from dnnkit.loop.watch import hooked
@@ -54,7 +54,7 @@ class StepGraph:
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Outcome, list[Tensor]]:
         """What the minibatch gives, and the gradient of each parameter that takes part, in memory of its own."""
-        with torch.no_grad():
+        with Unrecorded():
             total, loss, output, *rest = self.program(x, y)
             penalty = rest.pop(0) if self.penalized else None
             for index in self.copied:

@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import Parameter
 
 from dnnkit.data.resident import Batches, share
 from dnnkit.errors import ConfigError, Problem
@@ -20,6 +19,7 @@ from dnnkit.loop.captured import CannotCapture, Form, Kind, StepGraph, capture, 
 from dnnkit.loop.graph import Tensors
 from dnnkit.loop.step import Execute, autocast_of, eager_step
 from dnnkit.loop.synced import SyncedBatchNorm
+from dnnkit.loop.updates import Updates, as_defined
 from dnnkit.loop.watch import fingerprint
 from dnnkit.module import Module, Outcome, minimised
 from dnnkit.module.gather import several
@@ -60,6 +60,7 @@ class Engine:
         self._state: Hashable = None
         self._step: StepGraph | None = None
         self._made = 0
+        self._updates = Updates(trainer, module)
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -67,7 +68,6 @@ class Engine:
         trainer, source = self._trainer, self._trainer.train_dataloader
         assert isinstance(source, Batches)
         self._eager = eager_step(trainer, self.module)
-        self._optimizer = trainer.optimizers[0]
         minibatch = min(source.batch_size, len(source.x))
         mine = share(minibatch, source.rank, source.world)
         size = mine.stop - mine.start
@@ -81,12 +81,12 @@ class Engine:
         if self._given_up or (self._undecided and not self._pays()):
             return self._eager
         module = self.module
-        state = fingerprint(module.net, module.task.loss, module.recipe.penalty), self._made_for, _own_objective(module)
+        state = fingerprint(module.net, module.task.loss, module.recipe.penalty), self._made_for, _has_own_objective(module)
         if self._on_any_rank(state != self._state or (self._step is not None and self._step.moved)):
             self._state = state
             # Ranks make their graphs together: whether one of them has made it before is its own affair.
             self._step = None if several() else self._graphs.get(state)
-        self._optimized: list[Parameter] = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        self._updates.begin_chunk()
         return self._execute
 
     def _pays(self) -> bool:
@@ -103,8 +103,8 @@ class Engine:
     def _execute(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
         if self._given_up or (x.shape[0], weight) != self._whole:
             return self._eager(x, y, opens, closes, weight)
-        step = self._step
-        if step is not None and step.moved:
+        step, updates = self._step, self._updates
+        if step is not None and not updates.cut_short and step.moved:
             self._refuse_a_move()
             step = None
         if step is None:
@@ -116,13 +116,10 @@ class Engine:
                 return self._eager(x, y, opens, closes, weight)
             x, y = in_form(step.form, x, y)
         if opens:
-            for parameter in self._optimized:
-                parameter.grad = None
+            updates.clear()
         outcome, gradients = step(x, y)
         self.module.guard.see_loss(outcome, self.module.window.update)
-        _add(step.reached, gradients)
-        if closes:
-            self._update(step)
+        updates.take(step.reached, gradients, closes)
         return outcome
 
     def _refuse_a_move(self) -> None:
@@ -130,13 +127,6 @@ class Engine:
         if several():
             message = "is not possible on several devices with an optimizer or a constraint that puts weights into other memory"
             raise ConfigError([Problem("trainer.engine", message, ("trainer.engine=eager",))])
-
-    def _update(self, step: StepGraph) -> None:
-        trainer, optimizer = self._trainer, self._optimizer
-        if several():
-            _average(step.reached, trainer.world_size)
-        self.module.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
-        optimizer.step()
 
     def _new_graph(self, x: Tensor, y: Tensor, weight: float) -> StepGraph | None:
         """The graph for minibatches like this one; None where they have to be run operation by operation."""
@@ -189,7 +179,7 @@ class Engine:
         run = self._trainer.fit_loop.total_batch_idx
         if self._wanted == "auto" and self._made > _GRAPHS and run < self._made * _WORTHWHILE:
             raise CannotCapture(f"the network changed its modes, settings or tensors {self._made - 1} times in {run} minibatches")
-        if _own_objective(module):
+        if _has_own_objective(module):
             raise CannotCapture(f"{type(module).__name__} has an objective of its own")
         if several() and any(isinstance(layer, SyncedBatchNorm | nn.SyncBatchNorm) for layer in module.net.modules()):
             raise CannotCapture("the devices exchange statistics within a forward pass")
@@ -214,25 +204,5 @@ def in_form(wanted: Form, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_strided(shape, strides, dtype=dtype, device=x.device).copy_(x), y
 
 
-def _own_objective(module: Module) -> bool:
-    """Whether its class, or itself, has another objective than `Module`."""
-    return any(getattr(getattr(module, name), "__func__", None) is not getattr(Module, name) for name in ("objective", "objective_of"))
-
-
-def _add(parameters: list[Parameter], gradients: list[Tensor]) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if parameter.grad is None:
-            parameter.grad = gradient
-        else:
-            with torch.no_grad():
-                parameter.grad.add_(gradient)
-
-
-def _average(parameters: list[Parameter], world: int) -> None:
-    """The mean of the gradients over all ranks, in one exchange for each type of number."""
-    for dtype in sorted({parameter.dtype for parameter in parameters}, key=str):
-        gradients = [parameter.grad for parameter in parameters if parameter.dtype == dtype and parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).mul_(1 / world)
-        dist.all_reduce(flat)
-        for gradient, part in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+def _has_own_objective(module: Module) -> bool:
+    return not as_defined(module, "objective", "objective_of")

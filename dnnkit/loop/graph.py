@@ -19,6 +19,7 @@ Objective = Callable[[nn.Module, Tensor, Tensor], Outcome]
 _ATEN = torch.ops.aten
 _SAME = (_ATEN.detach.default, _ATEN.alias.default)
 _TURNED = _ATEN.t.default
+_SUM = _ATEN.sum.dim_IntList
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class _Watched(nn.Module):
 
 
 def _tidied(module: fx.GraphModule) -> fx.GraphModule:
-    """Without what only autograd needs: second names of a tensor, and what is turned and turned back."""
+    """Without what only autograd needs: second names of a tensor, what is turned and turned back, sums that keep a dimension to lose it."""
     graph = module.graph
     for node in list(graph.nodes):
         source = node.args[0] if node.op == "call_function" and node.args else None
@@ -111,11 +112,27 @@ def _tidied(module: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(source)
         elif node.target is _TURNED and source.op == "call_function" and source.target is _TURNED:
             node.replace_all_uses_with(source.args[0])
+        elif node.target is _ATEN.view.default and _is_kept_sum(source) and list(node.meta["val"].shape) == _lost(source):
+            with graph.inserting_before(node):
+                summed = graph.call_function(_SUM, (*source.args[:2], False), source.kwargs)
+            node.replace_all_uses_with(summed)
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op == "call_function" and changes_nothing(node):
+        if not node.users and node.op == "call_function" and (changes_nothing(node) or _is_kept_sum(node)):
             graph.erase_node(node)
     module.recompile()
     return module
+
+
+def _is_kept_sum(node: fx.Node) -> bool:
+    """Whether it sums over dimensions, and keeps them with one place each."""
+    return node.target is _SUM and len(node.args) == 3 and bool(node.args[1]) and node.args[2] is True
+
+
+def _lost(summed: fx.Node) -> list[int]:
+    """The shape of a sum without the dimensions that it was taken over."""
+    shape: torch.Size = summed.meta["val"].shape
+    over = {dim % len(shape) for dim in summed.args[1]}  # type: ignore[union-attr, operator]
+    return [size for dim, size in enumerate(shape) if dim not in over]
 
 
 def _by_values(node: fx.Node) -> bool:

@@ -35,16 +35,19 @@ def fingerprint(net: nn.Module, *beside: Any, values: bool = False, look: _Look 
     have changed without exchanging it: plain tensors, arrays, generators, iterators, attributes of classes.
     """
     look = look or _Look(values)
-    look.trained = {tensor.untyped_storage().data_ptr() for _, tensor in _tensors(net)}
+    tensors = list(_tensors(net))
+    look.trained = {tensor.untyped_storage().data_ptr() for _, tensor in tensors}
     parts: list[Hashable] = []
     for module in net.modules():
         parts.append(_Same(module))
         parts += [(key, look.at(value)) for key, value in vars(module).items() if key not in _APART]
         if look.values:
             parts += [(key, look.at(value)) for _, key, value in _class_attributes(module)]
-    parts += [(name, _Same(tensor), tensor.requires_grad, tensor.stride(), _has_hooks(tensor)) for name, tensor in _tensors(net)]
+    parts += [
+        (name, _Same(tensor), tensor.requires_grad, tensor.stride(), tensor.data_ptr(), _has_hooks(tensor)) for name, tensor in tensors
+    ]
     parts.append(_global_hooks())
-    return (*parts, *map(look.at, beside), places(net))
+    return (*parts, *map(look.at, beside))
 
 
 def put_back(net: nn.Module, *beside: Any) -> Callable[[], None]:
@@ -62,11 +65,6 @@ def put_back(net: nn.Module, *beside: Any) -> Callable[[], None]:
                 setattr(cls, key, value)
 
     return put
-
-
-def places(net: nn.Module) -> tuple[int, ...]:
-    """Where in memory the parameters and buffers are."""
-    return tuple(tensor.data_ptr() for _, tensor in _tensors(net))
 
 
 def hooked(net: nn.Module) -> str | None:

@@ -28,7 +28,7 @@ class Guard:
     def __init__(self) -> None:
         self.broke_off = False  # before the update at hand was made
         self._losses = self._gradients = False
-        self._telltale: Parameter | None = None
+        self.telltale: Parameter | None = None  # whose gradient stands for all
         self._parameters: list[Parameter] = []
 
     def begin(self, module: pl.LightningModule) -> None:
@@ -39,7 +39,7 @@ class Guard:
         self._losses = self._gradients and not several()
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         vectors = [parameter for parameter in self._parameters if parameter.ndim == 1]
-        self._telltale = next(iter([*vectors, *self._parameters]), None)
+        self.telltale = next(iter([*vectors, *self._parameters]), None) if self._gradients else None
 
     def see_loss(self, outcome: Outcome, step: int) -> None:
         """The loss of a minibatch of the update that makes `step`. Raises DivergedError."""
@@ -52,8 +52,8 @@ class Guard:
         if not self._gradients:
             return
         if norm is None:
-            telltale = self._telltale
-            if telltale is None or telltale.grad is None or cmath.isfinite(telltale.grad.sum().item()):
+            telltale = self.telltale
+            if telltale is None or telltale.grad is None or sound(telltale.grad):
                 return
             norm = gradient_norm(self._parameters)
         if not cmath.isfinite(norm.item()):
@@ -62,6 +62,11 @@ class Guard:
     def _broken_off(self, key: str, value: Tensor, step: int) -> DivergedError:
         self.broke_off = True
         return diverged(key, value.detach().item(), step)
+
+
+def sound(gradient: Tensor) -> bool:
+    """Whether its sum is finite: then all of it is."""
+    return cmath.isfinite(gradient.sum().item())
 
 
 def costs_nothing(device: torch.device) -> bool:

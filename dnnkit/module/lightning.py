@@ -93,11 +93,11 @@ class Module(pl.LightningModule):
     def begin_update(self, step: int, index: int, last: bool = True) -> None:
         """What precedes the gradient of the optimizer's update number `step`, at minibatch `index` of the epoch.
 
-        Not `last`: it is known that no window ends with it.
+        Not `last`: nobody looks at anything before the next one, and no window ends with it.
         """
         # In the window, because torch's modules take microseconds to set an attribute.
         window = self.window
-        window.update, window.due = step, last and self.flush_due(step, index)
+        window.update, window.last, window.due = step, last, last and self.flush_due(step, index)
 
     def finish_update(self, step: int) -> None:
         """What follows the optimizer's update number `step`: the constraint, and the flush where one is due."""
@@ -119,6 +119,11 @@ class Module(pl.LightningModule):
         self._schedule = ScheduleLR.of(optimizer, self.recipe.schedule, int(total))
         self._check_watched()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
+
+    @property
+    def clips_nothing(self) -> bool:
+        """Whether the recipe leaves gradients as they are."""
+        return self.recipe.clip is None and self._clips is None
 
     def configure_gradient_clipping(
         self,

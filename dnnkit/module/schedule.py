@@ -59,7 +59,15 @@ class ScheduleLR(LRScheduler):
 
     def put(self, step: int) -> None:
         """Give the optimizer the rate, and the momentum, of the update that follows `step` updates; the schedule stays where it is."""
-        factor, momentum = self._at(step)
+        self.give(*self.at(step))
+
+    def at(self, step: int) -> tuple[float, float | None]:
+        """The factor of the update that follows `step` updates, and the momentum where the schedule has one, as far as is known now."""
+        factor = self._factor(min(step, self._last_step))
+        return factor if isinstance(factor, tuple) else (factor, None)
+
+    def give(self, factor: float, momentum: float | None) -> None:
+        """Give the optimizer the rate that `factor` makes, and the momentum; the schedule stays where it is."""
         self.rate = self._peak * factor
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
@@ -78,7 +86,7 @@ class ScheduleLR(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The rate of each parameter group."""
-        return [base * self._at(self.last_epoch)[0] for base in self.base_lrs]
+        return [base * self.at(self.last_epoch)[0] for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """The number of updates done, from which all else follows, and what a watcher knows."""
@@ -90,10 +98,6 @@ class ScheduleLR(LRScheduler):
         if self._watcher is not None:
             vars(self._watcher).update(state_dict["watcher"])
         self.seek(state_dict["last_epoch"])
-
-    def _at(self, step: int) -> tuple[float, float | None]:
-        factor = self._factor(min(step, self._last_step))
-        return factor if isinstance(factor, tuple) else (factor, None)
 
     def _put_momentum(self, momentum: float) -> None:
         for group, key in zip(self.optimizer.param_groups, self._momentum_keys, strict=True):

@@ -15,10 +15,11 @@ from dnnkit.module.task import Outcome
 class Window:
     """What training leaves on the device between two flushes; nothing here waits for the device before `summary`."""
 
-    __slots__ = ("due", "latest", "losses", "norm", "outputs", "penalties", "rate", "sizes", "targets", "update")
+    __slots__ = ("due", "last", "latest", "losses", "norm", "outputs", "penalties", "rate", "sizes", "targets", "update")
 
     def __init__(self) -> None:
         self.update = 0  # the number of the update at hand
+        self.last = True  # whether somebody may look at what the update at hand leaves, before the next one
         self.latest: tuple[Tensor, Tensor] | None = None  # the minibatch at hand or the last one, or this rank's share of it
         self.clear()
 

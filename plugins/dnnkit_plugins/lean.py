@@ -96,6 +96,10 @@ class Lot:
                     state[name] = in_the_order_of(weight, value)
 
 
+Work = list[tuple[dict[str, Any], Lot, list[Tensor]]]
+"""Every group that has something to do, with its parameters and their gradients."""
+
+
 class Lean(Optimizer):
     """A torch optimizer, to stand before torch's class among the bases; a rule of our own has none behind it.
 
@@ -136,22 +140,50 @@ class Lean(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            apart = "decay" in self.defaults
-            if apart:
+            if "decay" in self.defaults:
                 _take_decay(self)
-            if "eps_hat" in self.defaults:
-                _put_eps(self)
             work = self._work()
             if work is None:
-                self._torchs_step(apart)
+                self._torchs_step()
             else:
-                for group, lot, gradients in work:
-                    if apart and group["decay"]:
-                        lot.scale(lot.weights, 1 - group["lr"] * group["decay"])
-                    self._update(group, lot, gradients)
+                self._do(work)
         return loss
 
-    def _torchs_step(self, apart: bool) -> None:
+    def direct(self, weights: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], None] | None:
+        """`step` as a function of the gradients, one for each of `weights`, under `torch.no_grad`; `grad` is not looked at.
+
+        To be asked for between a step of these weights and the next, and good until somebody changes more than a group's
+        numbers: its weights, their states, a hook; and for gradients that lie in memory as those of that step do.
+        None where a step has more to do than an update by kernels, or other weights to update.
+        """
+        inner = getattr(self.step, "__wrapped__", self.step)  # torch's schedulers wrap it to know that it was called
+        work = None if _watched(self) or getattr(inner, "__func__", inner) is not Lean.step else self._work()
+        places = {id(weight): place for place, weight in enumerate(weights)}
+        if work is None or sorted(places.get(id(weight), -1) for _, lot, _ in work for weight in lot.weights) != sorted(places.values()):
+            return None
+        if any(weight.grad is not gradient for _, lot, gradients in work for weight, gradient in zip(lot.weights, gradients, strict=True)):
+            return None  # they have to be copied first
+        plan = [(group, lot, [places[id(weight)] for weight in lot.weights]) for group, lot, _ in work]
+
+        def update(gradients: Sequence[Tensor]) -> None:
+            self._do([(group, lot, [gradients[place] for place in chosen]) for group, lot, chosen in plan])
+
+        return update
+
+    def _do(self, work: Work) -> None:
+        defaults = self.defaults
+        if "eps_hat" in defaults:
+            _put_eps(self)
+        apart = "decay" in defaults
+        for group, lot, gradients in work:
+            if apart and group["decay"]:
+                lot.scale(lot.weights, 1 - group["lr"] * group["decay"])
+            self._update(group, lot, gradients)
+
+    def _torchs_step(self) -> None:
+        if "eps_hat" in self.defaults:
+            _put_eps(self)
+        apart = "decay" in self.defaults
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             for weight in weights:
@@ -163,12 +195,12 @@ class Lean(Optimizer):
         # torch wraps the step of a class once an optimizer of it has been made; the hooks have had their turn.
         (theirs.__wrapped__ if getattr(theirs, "hooked", False) else theirs.__func__)(self)
 
-    def _work(self) -> list[tuple[dict[str, Any], Lot, list[Tensor]]] | None:
+    def _work(self) -> Work | None:
         """Every group with its parameters and gradients; None where torch's own step has to do it."""
         # torch's GradScaler leaves its own two for the step.
         if self._missing() or "grad_scale" in vars(self) or "found_inf" in vars(self):
             return None
-        work = []
+        work: Work = []
         for index, group in enumerate(self.param_groups):
             if self.torchs and not self._takes(group):
                 return None

@@ -208,10 +208,11 @@ class NAdam(Lean, torch.optim.NAdam):
         elif group["weight_decay"]:
             gradients = lot.decayed(gradients, group["weight_decay"])
         lists = [lot.weights, gradients, lot.each("exp_avg"), lot.each("exp_avg_sq"), steps]
-        places = list(zip(count.add_(ONE).tolist(), product.tolist(), strict=True))
-        if places.count(places[0]) == len(places):
-            _nadam(group, lists, places[0][0], product)
+        ages, products = count.add_(ONE).tolist(), product.tolist()
+        if ages.count(ages[0]) == products.count(products[0]) == len(ages):
+            _nadam(group, lists, ages[0], product)
             return
+        places = list(zip(ages, products, strict=True))
         for place in set(places):
             # What was frozen for a while is behind the others.
             chosen = [other == place for other in places]
@@ -224,9 +225,8 @@ def _nadam(group: dict[str, Any], lists: list[list[Tensor]], age: float, product
     """Update parameters in the same place: `age` updates, this one included, and one `product` of μ, up to now, of each."""
     weights, gradients, means, squares, steps = lists
     (beta1, beta2), decay = group["betas"], group["momentum_decay"]
-    mu, mu_next = (beta1 * (1.0 - 0.5 * 0.96 ** (step * decay)) for step in (age, age + 1))
-    product.mul_(torch.scalar_tensor(mu, dtype=product.dtype))
-    done = product[0].item()
+    mu, mu_next = beta1 * (1.0 - 0.5 * 0.96 ** (age * decay)), beta1 * (1.0 - 0.5 * 0.96 ** ((age + 1) * decay))
+    done = product.mul_(torch.scalar_tensor(mu, dtype=product.dtype)).tolist()[0]
     now, ahead = (1.0 - mu) / (1.0 - done), mu_next / (1.0 - done * mu_next)
     beta = beta1 * ahead / (now + ahead)
     torch._fused_adam_(
