@@ -20,6 +20,7 @@ _ATEN = torch.ops.aten
 _SAME = (_ATEN.detach.default, _ATEN.alias.default)
 _TURNED = _ATEN.t.default
 _SUM = _ATEN.sum.dim_IntList
+_VIEW = _ATEN.view.default
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _tidied(module: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(source)
         elif node.target is _TURNED and source.op == "call_function" and source.target is _TURNED:
             node.replace_all_uses_with(source.args[0])
-        elif node.target is _ATEN.view.default and _is_kept_sum(source) and list(node.meta["val"].shape) == _lost(source):
+        elif node.target is _VIEW and _is_kept_sum(source) and list(node.meta["val"].shape) == _lost(source) and len(source.users) == 1:
             with graph.inserting_before(node):
                 summed = graph.call_function(_SUM, (*source.args[:2], False), source.kwargs)
             node.replace_all_uses_with(summed)

@@ -97,7 +97,8 @@ class _Writer:
     def _call(self, node: fx.Node) -> str:
         if node.target is operator.getitem:
             return f"{self._text(node.args[0])}[{node.args[1]!r}]"
-        arguments = [self._text(part) for part in node.args] + [f"{key}={self._text(part)}" for key, part in node.kwargs.items()]
+        settings = {**_left_out(node), **node.kwargs}
+        arguments = [self._text(part) for part in node.args] + [f"{key}={self._text(part)}" for key, part in settings.items()]
         return f"{self._function(node)}({', '.join(arguments)})"
 
     def _function(self, node: fx.Node) -> str:
@@ -136,3 +137,11 @@ def _stand_in(node: fx.Node) -> Tensor:
     """A tensor of the shape that a node's result has; its values are nobody's business."""
     like = node.meta["val"]
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+
+
+def _left_out(node: fx.Node) -> dict[str, Any]:
+    """What a graph leaves out because it is the operation's own default, and torch's Python name has another: a loss's `reduction`."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {}
+    rest = node.target._schema.arguments[len(node.args) :]
+    return {argument.name: argument.default_value for argument in rest if argument.name == "reduction" and argument.name not in node.kwargs}
