@@ -290,7 +290,7 @@ def test_a_sender_killed_at_the_worst_moment_and_started_again_neither_loses_nor
 
 def test_a_sender_process_killed_in_the_middle_and_started_again_neither_loses_nor_doubles_a_row(workdir: Path, uri: str) -> None:
     run = described(workdir, uri)
-    for step in range(1, 15_001):
+    for step in range(1, 25_001):
         run.journal.log(step, {"train/loss": 1 / step, "lr": 0.1})
     command = [sys.executable, "-m", "dnnkit.sender", str(run.path)]
     kills = 0
@@ -303,7 +303,7 @@ def test_a_sender_process_killed_in_the_middle_and_started_again_neither_loses_n
     run.finish("FINISHED", "finished", 0)
     answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENT)
     assert answer.stdout.startswith("closed: MLflow run ")
-    assert ask(workdir, "select count(*), count(distinct key || step) from metrics") == [(30_000, 30_000)]
+    assert ask(workdir, "select count(*), count(distinct key || step) from metrics") == [(50_000, 50_000)]
     assert ask(workdir, "select status from runs") == [("FINISHED",)]
 
 

@@ -14,7 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -78,7 +78,7 @@ class RunState:
 
     def as_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, loadable with `weights_only=True`: `checkpoint["dnnkit"] = state.as_dict()`."""
-        held = asdict(self)
+        held = {each.name: getattr(self, each.name) for each in fields(self)}
         return {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in held.items()}
 
     @classmethod

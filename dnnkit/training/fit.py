@@ -60,11 +60,11 @@ class KeepState(Callback):
     """Puts what is needed to use the weights again into every checkpoint."""
 
     def __init__(self, state: RunState) -> None:
-        self._state = state
+        self._state = state.as_dict()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the run's state."""
-        checkpoint[STATE_KEY] = self._state.as_dict()
+        checkpoint[STATE_KEY] = self._state
 
 
 def fit_and_test(
