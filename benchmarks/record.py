@@ -278,14 +278,17 @@ def _whole(plan: Plan) -> dict[str, Any]:
         with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
             begun = json.loads(writer.stdout.readline())
-            written, memory, cpu = None, {}, 0.0
+            written, memory, cpu, now = None, {}, 0.0, dict[str, float]()
             while writer.poll() is None:
                 time.sleep(0.5)
                 share = _sent(Path(begun["run"])) / points
                 cpu = _cpu(begun["sender"]) or cpu
+                # Of a process that has ended since the last look, what it had then.
+                looks = {"sender": _resident_mb(begun["sender"]), "writer": _resident_mb(writer.pid)}
+                now |= {who: held for who, held in looks.items() if held == held}
                 for mark in (0.1, 0.5, 1.0):
                     if share >= mark and mark not in memory:
-                        memory[mark] = {"sender": _resident_mb(begun["sender"]), "writer": _resident_mb(writer.pid)}
+                        memory[mark] = dict(now)
             written, ended = (json.loads(line) for line in writer.stdout.read().splitlines())
         arrived = _arrived(uri, ended["run_id"])
     return {
