@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,25 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, entered: whatever a run leaves behind ends up here."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty, migrated database, made once: making one takes seconds."""
+    from dnnkit.sender.store import Store
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    assert Store(f"sqlite:///{file}", file.parent / "mlruns").client is not None
+    return file
+
+
+@pytest.fixture
+def uri(workdir: Path, migrated: Path) -> str:
+    """The default store of an empty working folder, migrated already."""
+    from dnnkit.sender import resolve_uri
+
+    shutil.copy(migrated, workdir / "mlflow.db")
+    return resolve_uri(None, workdir, {})
 
 
 @pytest.fixture

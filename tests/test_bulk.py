@@ -17,28 +17,11 @@ from typing import Any
 import pytest
 
 from dnnkit.record import Row, RunFolder, new_run
-from dnnkit.sender import Sender, artifact_root, resolve_uri
+from dnnkit.sender import Sender, artifact_root
 from dnnkit.sender.sync import sync
 
 PATIENT = 90.0
 SPECIAL = (math.nan, math.inf, -math.inf, sys.float_info.max, -sys.float_info.max, 0.0, -0.0, 1.0, -1.0, 7, 2**53 + 1, 5e-324)
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty, migrated database, made once."""
-    from dnnkit.sender.store import Store
-
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    assert Store(f"sqlite:///{file}", file.parent / "mlruns").client is not None
-    return file
-
-
-@pytest.fixture
-def uri(workdir: Path, migrated: Path) -> str:
-    """The default store of an empty working folder, migrated already."""
-    shutil.copy(migrated, workdir / "mlflow.db")
-    return resolve_uri(None, workdir, {})
 
 
 @pytest.fixture

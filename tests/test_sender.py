@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import sqlite3
@@ -29,23 +28,6 @@ from dnnkit.sender.sync import sync
 
 CONFIG = {"name": "digits", "seed": 0, "model": {"hidden": [300, 100]}, "note": "x" * 7000}
 PATIENT = 90.0  # seconds that a loaded machine may take for what takes five
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty, migrated database, made once: making one takes seconds."""
-    from dnnkit.sender.store import Store
-
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    assert Store(f"sqlite:///{file}", file.parent / "mlruns").client is not None
-    return file
-
-
-@pytest.fixture
-def uri(workdir: Path, migrated: Path) -> str:
-    """The default store of an empty working folder, migrated already."""
-    shutil.copy(migrated, workdir / "mlflow.db")
-    return resolve_uri(None, workdir, {})
 
 
 @pytest.fixture
