@@ -159,8 +159,10 @@ def test_an_l2_penalty_makes_the_weights_smaller(runs: Runs) -> None:
 
 
 def test_dropout_narrows_the_gap_between_training_and_validation(runs: Runs) -> None:
-    assert gap(runs("dropout")) < gap(runs("plain")) - 0.002
-    assert runs("dropout").metrics["test/acc"] > 0.85
+    """After three epochs seeds differ by more than dropout does; after ten it is 0.014 to 0.027 for each of three seeds."""
+    dropout, plain = (runs(name, "trainer.max_epochs=10") for name in ("dropout", "plain"))
+    assert gap(dropout) < gap(plain) - 0.005
+    assert dropout.metrics["test/acc"] > 0.85
 
 
 def test_max_norm_keeps_every_units_norm_within_its_bound(runs: Runs) -> None:
