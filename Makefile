@@ -13,8 +13,8 @@ PY := .venv/bin/python
 # The folder is part of the name: the .venv of a checkout that was moved or copied still points to the old place.
 STAMP := .venv/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 PEERS := .venv/.bench-ready
-# A file at a time to a worker: what its tests share is made once.
-PYTEST := $(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile
+# A file at a time to a worker: what its tests share is made once. In the order of tests/conftest.py.
+PYTEST := $(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
 # pytest ends with 5 when nothing was selected.
 NONE_IS_FINE := || test $$? -eq 5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,16 @@ os.environ["MPLBACKEND"] = "Agg"
 # Tests enter folders of their own, where a relative path would lead nowhere.
 if os.environ.get("DNNKIT_DATA"):
     os.environ["DNNKIT_DATA"] = str(Path(os.environ["DNNKIT_DATA"]).resolve())
+
+
+@pytest.hookimpl(trylast=True)  # when what was not asked for is out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a test of many minutes come first, then those with many tests: begun last, they would leave other workers idle."""
+    tests = Counter(item.path for item in items)
+    minutes: dict[Path, float] = defaultdict(float)
+    for item in items:
+        minutes[item.path] += sum(mark.kwargs.get("minutes", 0) for mark in item.iter_markers("slow"))
+    items.sort(key=lambda item: (-minutes[item.path], -tests[item.path], item.path))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,6 +23,7 @@ from dnnkit.schema import MISSING, kind_settings, node
 COMPOSER = Composer()
 EXPERIMENTS = COMPOSER.loader.options("experiment")
 CHOICES = [(group, name) for group in GROUPS for name in [*REGISTRIES[group].names(), *KINDS[group].switches]]
+ROWS = max(Counter(group for group, _ in CHOICES).values())
 
 
 def problems(*overrides: str, config_dir: Path | None = None) -> tuple[Problem, ...]:
@@ -46,17 +47,31 @@ def test_the_default_config_is_the_promised_one() -> None:
     assert set(cfg.values) == set(top_level())
 
 
+def compose_on_top(experiment: str, row: int) -> None:
+    """Compose an experiment with the choice in this row of every group, or one from its beginning again, and look at their settings."""
+    chosen = {group: names[row % len(names)] for group in GROUPS if (names := [name for known, name in CHOICES if known == group])}
+    chosen["loss"] = "auto" if REGISTRIES["model"].get(chosen["model"]).facts.get("task") else chosen["loss"]
+    given = [f"{group}.{key}=given" for group, name in chosen.items() for key, value in node(group, name).items() if value == MISSING]
+    values = COMPOSER.one([f"+experiment={experiment}", *(f"{group}={name}" for group, name in chosen.items()), *given]).values
+    for group, name in chosen.items():
+        shared = {*kind_settings(group).names(), *KINDS[group].required}
+        own = {key: "given" if value == MISSING else value for key, value in node(group, name).items() if key not in shared}
+        assert {key: values[group][key] for key in own} == own, (group, name)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_choices_compose_on_top_of_an_experiment(experiment: str) -> None:
+    """Two rows for each experiment: every choice on top of many."""
+    place = EXPERIMENTS.index(experiment)
+    for row in (place, place + ROWS // 2):
+        compose_on_top(experiment, row % ROWS)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_choice_composes_on_top_of_every_experiment(experiment: str) -> None:
-    for row in range(max(Counter(group for group, _ in CHOICES).values())):
-        chosen = {group: names[row % len(names)] for group in GROUPS if (names := [name for known, name in CHOICES if known == group])}
-        chosen["loss"] = "auto" if REGISTRIES["model"].get(chosen["model"]).facts.get("task") else chosen["loss"]
-        given = [f"{group}.{key}=given" for group, name in chosen.items() for key, value in node(group, name).items() if value == MISSING]
-        values = COMPOSER.one([f"+experiment={experiment}", *(f"{group}={name}" for group, name in chosen.items()), *given]).values
-        for group, name in chosen.items():
-            shared = {*kind_settings(group).names(), *KINDS[group].required}
-            own = {key: "given" if value == MISSING else value for key, value in node(group, name).items() if key not in shared}
-            assert {key: values[group][key] for key in own} == own, (group, name)
+    for row in range(ROWS):
+        compose_on_top(experiment, row)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -92,7 +92,7 @@ def is_valid(word: Word, mutant: str) -> bool:
     return not mutant or mutant == word.word or mutant in known
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=8)
 def test_a_misspelt_name_or_key_is_refused_and_the_right_one_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     draw, composer = random.Random(0), Composer()
     every = [(word, mutant) for word in words() for mutant in dict.fromkeys(mutants(word.word, draw)) if not is_valid(word, mutant)]
