@@ -6,6 +6,8 @@ builds the same network from the same data, and trains along; it writes nothing 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -16,6 +18,7 @@ import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import yaml
@@ -122,5 +125,19 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, name="dnnkit-parent", daemon=True).start()
 
 
+def leave(code: int) -> NoReturn:
+    """End this process with `code`, without taking the interpreter apart while threads may still compute.
+
+    Before Python 3.14 a thread that asks for the interpreter's lock meanwhile is ended by unwinding its stack, which C++
+    answers with SIGABRT (pytorch/pytorch#38228, #190489): a thread of gloo's that has not yet put down the last
+    exchange's tensors, or one that a component has started, would let a run fail that has ended well.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a full disk or a closed stream: nobody is left to tell
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -160,7 +160,7 @@ for trainer in ("cpu", "ddp_cpu", "ddp_cpu", "cpu"):
 @pytest.mark.slow
 def test_runs_on_one_and_two_devices_follow_each_other_in_one_process_and_leave_it_as_it_was(workdir: Path) -> None:
     done = subprocess.run([sys.executable, "-c", IN_ONE_PROCESS], cwd=workdir, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, [done.stderr, *(path.read_text() for path in workdir.rglob("rank*.log"))]
     losses = [float(line) for line in done.stdout.split()]
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
     assert len(list((workdir / "runs").iterdir())) == 4
@@ -288,6 +288,40 @@ def test_a_diverging_run_ends_all_ranks_with_exit_code_5(workdir: Path) -> None:
     assert not workers(workdir)
 
 
+#: The second rank has a thread that computes without end, as one that prepares data for later may.
+BUSY = """
+import os, sys, threading, time
+
+def compute():
+    while "dnnkit.training.run" not in sys.modules:
+        time.sleep(0.05)
+    import torch
+    numbers = torch.zeros(100)
+    while True:
+        numbers + numbers
+
+if "dnnkit.worker" in sys.orig_argv or os.environ.get("RANK") == "1":
+    threading.Thread(target=compute, daemon=True).start()
+"""
+
+
+@pytest.fixture
+def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BUSY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("busy")
+def test_a_rank_with_a_thread_that_still_computes_ends_well(workdir: Path) -> None:
+    done = dnnkit(workdir, "trainer=ddp_cpu", *SHORT)
+    assert done.returncode == 0, done.stderr
+    (run,) = (workdir / "runs").iterdir()
+    assert read(run, "run.json")["status"] == "FINISHED"
+    assert not list(run.glob("rank*.log"))
+
+
+@pytest.mark.usefixtures("busy")
 def test_torchrun_makes_one_run(workdir: Path) -> None:
     done = dnnkit(workdir, "trainer=ddp_cpu", *SHORT, command=tuple(TORCHRUN))
     assert done.returncode == 0, done.stderr

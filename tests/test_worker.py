@@ -295,6 +295,27 @@ def test_a_worker_whose_starter_is_gone_ends() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=50).returncode == 1
 
 
+LEAVING = """
+import atexit, sys, threading, torch
+from dnnkit.worker import leave
+
+def compute():
+    numbers = torch.zeros(100)
+    while True:
+        numbers + numbers
+
+threading.Thread(target=compute, daemon=True).start()
+atexit.register(print, "tidied up")
+print("worked")
+leave(int(sys.argv[1]))
+"""
+
+
+def test_a_worker_leaves_with_its_code_and_its_last_words_whatever_its_threads_do() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVING, "75"], check=False, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "worked\ntidied up\n", "")
+
+
 # Shares made whole.
 
 

@@ -118,11 +118,11 @@ def _is_subcommand(word: str) -> bool:
 
 def _train(options: Options) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        from dnnkit.worker import joined_torchrun
+        from dnnkit.worker import joined_torchrun, leave
 
         code = joined_torchrun()
         if code is not None:
-            return code
+            leave(code)
     if options.multirun:
         return _sweep(options)
     from dnnkit.training import Senders
