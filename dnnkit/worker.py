@@ -30,7 +30,7 @@ from dnnkit.config.sections import validate
 from dnnkit.errors import ConfigError, Problem, RankError
 from dnnkit.record import RunFolder, config_digest
 from dnnkit.training.devices import choose_threads
-from dnnkit.training.place import MEETING_S, Identity, Place, connect, disconnect, hear_verdict
+from dnnkit.training.place import MEETING_S, Identity, Place, connect, disconnect, hear_verdict, say_done
 from dnnkit.training.ranks import STARTED_BY, leave_word, log_path, torchrun_store
 from dnnkit.training.run import prepare_run
 
@@ -99,6 +99,7 @@ def _work(run_dir: Path, place: Place, store: Store) -> None:
 
     module = assemble(run.cfg, run.network, run.data)
     train_along(run.cfg, run.trainer, run.data, module, run.device, RunFolder(run_dir), place)
+    say_done(store, place.rank)
 
 
 def read_config(run_dir: Path) -> Config:

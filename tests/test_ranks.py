@@ -321,6 +321,19 @@ def test_a_rank_with_a_thread_that_still_computes_ends_well(workdir: Path) -> No
     assert not list(run.glob("rank*.log"))
 
 
+@pytest.mark.slow
+def test_a_rank_that_dies_after_all_of_its_work_costs_no_run(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dies = "import atexit, os, sys\nif 'dnnkit.worker' in sys.orig_argv:\n    atexit.register(os.abort)\n"
+    (workdir / "sitecustomize.py").write_text(dies)
+    monkeypatch.setenv("PYTHONPATH", str(workdir))
+    done = dnnkit(workdir, "trainer=ddp_cpu", *SHORT)
+    assert done.returncode == 0, done.stderr
+    (run,) = (workdir / "runs").iterdir()
+    assert read(run, "run.json")["status"] == "FINISHED"
+    assert "rank 1 was ended by SIGABRT, but after all of its work: the run is whole" in (run / "run.log").read_text()
+    assert not list(run.glob("rank*.log")), "and it had nothing to say"
+
+
 @pytest.mark.usefixtures("busy")
 def test_torchrun_makes_one_run(workdir: Path) -> None:
     done = dnnkit(workdir, "trainer=ddp_cpu", *SHORT, command=tuple(TORCHRUN))

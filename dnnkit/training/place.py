@@ -147,6 +147,16 @@ def hear_verdict(store: Store, own: Identity) -> None:
         raise RankError(f"the ranks would not train the same: {verdict}")
 
 
+def say_done(store: Store, rank: int) -> None:
+    """The other ranks: all that the run needs of this one is done."""
+    store.set(f"done/{rank}", "")
+
+
+def has_done(store: Store, rank: int) -> bool:
+    """Rank 0: whether that rank has said so."""
+    return bool(store.check([f"done/{rank}"]))
+
+
 def warn_of_unequal_weights(network: nn.Module) -> None:
     """After training, on every rank: a warning unless all have made the same updates."""
     digests: list[Any] = [None] * dist.get_world_size()

@@ -30,7 +30,17 @@ from dnnkit.config import Trainer
 from dnnkit.disk import disk, read_json, write_json
 from dnnkit.errors import DnnkitError, RankError
 from dnnkit.record import RunFolder, config_digest
-from dnnkit.training.place import MEETING_S, Identity, Place, abort, connect, disconnect, gather_identities, give_verdict
+from dnnkit.training.place import (
+    MEETING_S,
+    Identity,
+    Place,
+    abort,
+    connect,
+    disconnect,
+    gather_identities,
+    give_verdict,
+    has_done,
+)
 
 log = logging.getLogger("dnnkit")
 
@@ -62,6 +72,7 @@ class Ranks:
         self._folder = folder
         self._store: Store | None = None
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._excused: set[int] = set()  # ranks that died after all of their work
         self._watch: Watch | None = None
 
     def __enter__(self) -> Self:
@@ -103,10 +114,9 @@ class Ranks:
             # A collective breaks because a rank has died, of which the operating system tells a little later.
             blamed = self._blame(_NEWS_S) if broke_collective(error) else None
             if error is None:
-                self._wait()
+                self._bid_farewell(self._store)
         finally:
-            if self._watch is not None:
-                self._watch.over.set()
+            self._stop_watching()
             self._end()
             disconnect(broken=error is not None)
             self._store = None
@@ -122,7 +132,7 @@ class Ranks:
         """The error of a rank that has failed, waited for up to `wait_s` seconds; of torchrun's ranks, only of one that left word."""
         deadline = time.monotonic() + wait_s
         while True:
-            rank = failed(self._processes)
+            rank = failed({rank: process for rank, process in self._processes.items() if rank not in self._excused})
             late = time.monotonic() > deadline
             if rank is not None and (late or self._processes[rank].returncode != LOST):
                 return told(self._folder.path, rank, self._processes[rank].returncode)
@@ -133,15 +143,24 @@ class Ranks:
                 return None
             time.sleep(0.05)
 
-    def _wait(self) -> None:
-        """Every rank has to end well. Raises RankError."""
+    def _bid_farewell(self, store: Store) -> None:
+        """Every rank has to end its work well; how its process then goes changes no number. Raises RankError."""
+        self._stop_watching()
         deadline = time.monotonic() + _FAREWELL_S
         while any(process.poll() is None for process in self._processes.values()) and time.monotonic() < deadline:
             time.sleep(0.02)
-        self._check()
         for rank, process in self._processes.items():
             if process.poll() is None:
                 log.warning("rank %d (process %d) did not end within %g s: it is ended now", rank, process.pid, _FAREWELL_S)
+            elif process.returncode and has_done(store, rank):
+                self._excused.add(rank)
+                late = told(self._folder.path, rank, process.returncode)
+                log.warning("%s, but after all of its work: the run is whole%s", late.cause, f"; {late.cure}" if late.cure else "")
+        self._check()
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.over.set()
 
     def _end(self) -> None:
         """No process is left, and no empty log."""
