@@ -1,6 +1,7 @@
 """The textbook's experiments on real Fashion-MNIST: each learns, and shows the effect that it is named for.
 
-One seed and few epochs; every run that several tests need is trained once.
+Few epochs; every run that several tests need is trained once. Where seeds, or the last digits of another processor, move a
+number by as much as the effect does, means over several seeds are compared.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -34,6 +36,7 @@ CLASSICS = (
     "max_norm", *(f"optimizer_{name}" for name in OPTIMIZERS), *(f"schedule_{name}" for name in SCHEDULES),
 )  # fmt: skip
 EARLY = "trainer.limit_train_batches=400"
+EARLIER = "trainer.limit_train_batches=150"
 COMPOSER = Composer()
 
 
@@ -67,6 +70,11 @@ def accuracy(net: nn.Module, split: Split) -> float:
     return float(torch.cat(right).float().mean())
 
 
+def mean(runs: Runs, name: str, seeds: int, key: str, *overrides: str) -> float:
+    """Of a metric over the seeds 0 to `seeds` - 1."""
+    return fmean(runs(name, *overrides, f"seed={seed}").metrics[key] for seed in range(seeds))
+
+
 def gap(result: dnnkit.Result) -> float:
     """How much better the network is on what it was trained on than on what it has not seen."""
     return accuracy(result.module.net, data().train) - accuracy(result.module.net, data().validation)
@@ -95,9 +103,12 @@ def test_selu_learns_through_a_hundred_layers(runs: Runs) -> None:
 
 
 def test_selu_through_a_hundred_layers_is_worse_on_raw_inputs(runs: Runs) -> None:
-    standardised, raw = (runs(name, EARLY).metrics for name in ("selu_100", "selu_100_raw"))
-    assert raw["test/acc"] < standardised["test/acc"] - 0.1
-    assert raw["test/loss"] > standardised["test/loss"]
+    """Five seeds: 1.55 (1.41 to 1.69) and 2.05 (1.77 to 2.27) are the losses, 0.37 and 0.20 the accuracies."""
+    of_loss, of_accuracy = (
+        [mean(runs, name, 5, key, EARLIER) for name in ("selu_100", "selu_100_raw")] for key in ("test/loss", "test/acc")
+    )
+    assert of_loss[1] > of_loss[0] + 0.2
+    assert of_accuracy[1] < of_accuracy[0] - 0.05
 
 
 def test_relu_through_a_hundred_layers_is_worse_than_selu(runs: Runs) -> None:
@@ -109,9 +120,9 @@ def test_relu_through_a_hundred_layers_is_worse_than_selu(runs: Runs) -> None:
 
 @pytest.mark.parametrize("name", ["bn_before", "bn_after"])
 def test_batch_normalization_is_ahead_of_none_after_the_same_epochs(runs: Runs, name: str) -> None:
-    with_it, without = runs(name).metrics, runs("no_bn").metrics
-    assert with_it["val/loss"] < without["val/loss"]
-    assert with_it["test/acc"] > without["test/acc"]
+    """Five seeds: by 0.7 to 1.1 points of accuracy, ± 0.2. The losses differ by less than seeds do."""
+    for key in ("val/acc", "test/acc"):
+        assert mean(runs, name, 5, key) > mean(runs, "no_bn", 5, key)
 
 
 # Optimizers and schedules
@@ -132,21 +143,20 @@ def test_every_other_optimizer_is_ahead_of_plain_gradient_descent(runs: Runs, na
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_learns(runs: Runs, name: str) -> None:
-    assert runs(f"schedule_{name}").metrics["test/acc"] > 0.75
+    assert mean(runs, f"schedule_{name}", 3, "test/acc") > 0.75
 
 
 def test_performance_scheduling_cuts_the_rate_below_its_peak(runs: Runs) -> None:
     peak = COMPOSER.one(["+experiment=fashion/schedule_performance"]).values["optimizer"]["lr"]
-    written = read_journal(runs("schedule_performance").run_dir / "metrics.jsonl")
+    written = read_journal(runs("schedule_performance", "seed=0").run_dir / "metrics.jsonl")
     rates = [row.value for row in written if row.key == "lr"]
     assert rates[0] == peak == 0.02
     assert rates[-1] <= peak / 2
 
 
 def test_1cycle_beats_a_constant_rate_at_equal_epochs(runs: Runs) -> None:
-    cycle, constant = runs("schedule_one_cycle").metrics, runs("schedule_constant").metrics
-    assert cycle["val/loss"] < constant["val/loss"]
-    assert cycle["test/acc"] > constant["test/acc"]
+    assert mean(runs, "schedule_one_cycle", 3, "val/loss") < mean(runs, "schedule_constant", 3, "val/loss")
+    assert mean(runs, "schedule_one_cycle", 3, "test/acc") > mean(runs, "schedule_constant", 3, "test/acc")
 
 
 # Regularization
