@@ -492,6 +492,14 @@ def test_a_server_that_accepts_nothing_does_not_hold_up_the_error(home, obtain) 
         assert time.monotonic() - start < 3
 
 
+def test_whether_the_socket_or_the_clock_gives_up_first_the_reason_is_the_same() -> None:
+    def give_up() -> None:
+        raise TimeoutError("timed out")
+
+    with pytest.raises(TimeoutError, match="no connection within 5 s"):
+        fetch._within(5, give_up)
+
+
 def test_a_folder_that_cannot_be_written_is_said_to_be_the_reason(home, serve, obtain) -> None:
     (home / "root").write_text("a file, not a folder")
     with pytest.raises(DataError, match=f"nothing was downloaded: {home}/root/mine cannot be written"):

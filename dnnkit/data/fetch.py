@@ -180,7 +180,7 @@ class _ImpatientTLS(_Impatient, http.client.HTTPSConnection):
 
 
 def _within(seconds: float, act: Callable[[], None]) -> None:
-    """`act` in a thread that is left behind when the time is over; whatever it raises is raised here."""
+    """`act` in a thread that is left behind when the time is over; whatever else it raises is raised here."""
     failed: list[BaseException] = []
 
     def run() -> None:
@@ -192,7 +192,8 @@ def _within(seconds: float, act: Callable[[], None]) -> None:
     thread = threading.Thread(target=run, daemon=True, name="dnnkit-connect")
     thread.start()
     thread.join(seconds)
-    if thread.is_alive():
+    # A socket whose time is over at the same moment may say so first.
+    if thread.is_alive() or any(isinstance(error, TimeoutError) for error in failed):
         raise TimeoutError(f"no connection within {seconds:g} s")
     if failed:
         raise failed[0]
