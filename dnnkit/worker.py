@@ -99,7 +99,8 @@ def _work(run_dir: Path, place: Place, store: Store) -> None:
 
     module = assemble(run.cfg, run.network, run.data)
     train_along(run.cfg, run.trainer, run.data, module, run.device, RunFolder(run_dir), place)
-    say_done(store, place.rank)
+    if Place.of_torchrun() is None:  # torchrun judges by itself how its processes end, and the first rank may be gone by now
+        say_done(store, place.rank)
 
 
 def read_config(run_dir: Path) -> Config:
