@@ -1,7 +1,7 @@
 """The textbook's experiments on real Fashion-MNIST: each learns, and shows the effect that it is named for.
 
 Few epochs; every run that several tests need is trained once. Where seeds, or the last digits of another processor, move a
-number by as much as the effect does, means over several seeds are compared.
+number by as much as the effect does, means over three or ten seeds are compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CLASSICS = (
     "max_norm", *(f"optimizer_{name}" for name in OPTIMIZERS), *(f"schedule_{name}" for name in SCHEDULES),
 )  # fmt: skip
 EARLY = "trainer.limit_train_batches=400"
-EARLIER = "trainer.limit_train_batches=150"
+EARLIER = "trainer.limit_train_batches=250"
 COMPOSER = Composer()
 
 
@@ -103,12 +103,12 @@ def test_selu_learns_through_a_hundred_layers(runs: Runs) -> None:
 
 
 def test_selu_through_a_hundred_layers_is_worse_on_raw_inputs(runs: Runs) -> None:
-    """Five seeds: 1.55 (1.41 to 1.69) and 2.05 (1.77 to 2.27) are the losses, 0.37 and 0.20 the accuracies."""
-    of_loss, of_accuracy = (
-        [mean(runs, name, 5, key, EARLIER) for name in ("selu_100", "selu_100_raw")] for key in ("test/loss", "test/acc")
+    """By 0.16 of accuracy and 0.38 of loss on average over five seeds, which vary by 0.08 and 0.2."""
+    (loss, loss_of_raw), (accuracy, accuracy_of_raw) = (
+        [mean(runs, name, 10, key, EARLIER) for name in ("selu_100", "selu_100_raw")] for key in ("test/loss", "test/acc")
     )
-    assert of_loss[1] > of_loss[0] + 0.2
-    assert of_accuracy[1] < of_accuracy[0] - 0.05
+    assert accuracy_of_raw < accuracy - 0.1
+    assert loss_of_raw > loss
 
 
 def test_relu_through_a_hundred_layers_is_worse_than_selu(runs: Runs) -> None:
@@ -120,9 +120,9 @@ def test_relu_through_a_hundred_layers_is_worse_than_selu(runs: Runs) -> None:
 
 @pytest.mark.parametrize("name", ["bn_before", "bn_after"])
 def test_batch_normalization_is_ahead_of_none_after_the_same_epochs(runs: Runs, name: str) -> None:
-    """Five seeds: by 0.7 to 1.1 points of accuracy, ± 0.2. The losses differ by less than seeds do."""
-    for key in ("val/acc", "test/acc"):
-        assert mean(runs, name, 5, key) > mean(runs, "no_bn", 5, key)
+    """On average over ten seeds: of two seeds with and without it either may have the lower loss."""
+    assert mean(runs, name, 10, "val/loss") < mean(runs, "no_bn", 10, "val/loss")
+    assert mean(runs, name, 10, "test/acc") > mean(runs, "no_bn", 10, "test/acc")
 
 
 # Optimizers and schedules

@@ -234,14 +234,17 @@ def test_a_config_that_asks_for_no_pretraining_is_composed_as_before(compose: Co
 
 
 @pytest.mark.slow
-def test_greedy_pretraining_lowers_the_loss_where_labels_are_few(workdir: Path, data_root: Path) -> None:
-    """By 0.07 on average over five seeds, whose differences are 0.02 to 0.13. Accuracies differ by less than seeds do."""
-    quiet = [f"data.root={data_root}", "tracking=none", "trainer.progress_bar=false"]
-    layers = dnnkit.train(dnnkit.compose(["+experiment=fashion/greedy_2", *quiet])).run_dir
-    words = ["+experiment=fashion/greedy_autoencoder", "data.train_size=100", *quiet]
+def test_greedy_pretraining_helps_where_labels_are_few(workdir: Path, data_root: Path) -> None:
+    """With 100 labels the loss is lower by 0.07 on average over five seeds, each of which has other labels."""
+    words = ["+experiment=fashion/greedy_autoencoder", f"data.root={data_root}", "tracking=none", "trainer.progress_bar=false"]
+    pretrained = dnnkit.train(dnnkit.compose(words)).metrics
+    without = dnnkit.train(dnnkit.compose([*words, "init_from=null"])).metrics
+    assert pretrained["test/acc"] > without["test/acc"]
+    assert pretrained["test/loss"] < without["test/loss"]
+    (layers,) = Path("runs").glob("*_greedy_2_*")
 
     def loss(init_from: str) -> float:
-        runs = (dnnkit.train(dnnkit.compose([*words, f"seed={seed}", f"init_from={init_from}"])) for seed in range(5))
-        return fmean(run.metrics["test/loss"] for run in runs)
+        fewer = [*words, "data.train_size=100", f"init_from={init_from}"]
+        return fmean(dnnkit.train(dnnkit.compose([*fewer, f"seed={seed}"])).metrics["test/loss"] for seed in range(5))
 
     assert loss(f"{{run: {layers}, layers: ['00_*', '01_*']}}") < loss("null")
