@@ -55,7 +55,9 @@ def run(name: str, package: Path, folder: Path) -> Path:
     for words in RUNS[name]:
         given = [word.replace(_RUN, str(left[-1])) if left else word for word in words]
         always = () if given[0] == "resume" else _ALWAYS
-        done = subprocess.run([sys.executable, "-m", "dnnkit", *given, *always], cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "dnnkit", *given, *always], cwd=folder, env=environment, capture_output=True, text=True
+        )
         if done.returncode != 0:
             raise SystemExit(f"{name}, {package}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         left += [path for path in (folder / "runs").iterdir() if path not in left]
