@@ -86,7 +86,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, consol
     composer, overrides = Composer(config_dir), spelt_out(overrides)
     name = check_sweep(composer, overrides)
     with tempfile.TemporaryDirectory(prefix="dnnkit-sweep-") as scratch:
-        job = Job(f"{name}-{uuid.uuid4().hex[:8]}", config_dir, scratch, console.is_terminal)
+        job = Job(f"{name}-{uuid.uuid4().hex[:8]}", swept_keys(composer, overrides), config_dir, scratch, console.is_terminal)
         hydra = Hydra("dnnkit", composer.loader)
         try:
             hydra.multirun("config", job, [*overrides, f"hydra.sweep.dir={scratch}"], with_log_configuration=False)
@@ -98,6 +98,13 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, consol
         finally:
             _senders().close()
         return _outcomes(scratch)
+
+
+def swept_keys(composer: Composer, overrides: Sequence[str]) -> list[str]:
+    """The settings and choices in which the jobs of a sweep differ, by the command line and by the file of the study."""
+    params: dict[str, Any] = dict(OmegaConf.select(composer.sweep(overrides), _PARAMS) or {})
+    typed, _ = parse(overrides)
+    return [*map(str, params), *(override.key_or_group for override in typed if override.is_sweep_override())]
 
 
 def check_jobs(composer: Composer, overrides: Sequence[str]) -> list[Checked]:
@@ -186,8 +193,8 @@ def _values(override: Override) -> list[str]:
 class Job:
     """One job of a sweep, called by Hydra's launcher, possibly in another process; writes its outcome to a file."""
 
-    def __init__(self, sweep: str, config_dir: str | None, scratch: str, terminal: bool) -> None:
-        self.sweep, self.config_dir, self.scratch, self.terminal = sweep, config_dir, scratch, terminal
+    def __init__(self, sweep: str, swept: Sequence[str], config_dir: str | None, scratch: str, terminal: bool) -> None:
+        self.sweep, self.swept, self.config_dir, self.scratch, self.terminal = sweep, swept, config_dir, scratch, terminal
 
     def __call__(self, _cfg: DictConfig) -> None:
         """Compose this job's config by the same way as a single run's, train it, and note what became of it."""
@@ -215,7 +222,7 @@ class Job:
     def _train(self, cfg: Config, console: Console) -> Result:
         from dnnkit.training import train
 
-        return train(cfg, senders=_senders(), sweep=self.sweep, console=console)
+        return train(cfg, senders=_senders(), sweep=self.sweep, swept=self.swept, console=console)
 
     def _folder(self, overrides: list[str]) -> str | None:
         """The run folder of a job that failed, if it got as far as having one."""

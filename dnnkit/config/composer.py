@@ -33,15 +33,16 @@ class Config:
     """A composed and validated config, read-only. Keys are read as attributes (`cfg.optimizer.lr`) or items.
 
     `values` is a copy of the whole config as plain data, every reference resolved and every default filled in;
-    `overrides` are the words it was composed from.
+    `overrides` are the words it was composed from, `config_dir` the folder of presets that was looked in too.
     """
 
     overrides: tuple[str, ...]
+    config_dir: str | None
 
-    def __init__(self, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
+    def __init__(self, values: Mapping[str, Any], overrides: Sequence[str] = (), config_dir: str | None = None) -> None:
         node = OmegaConf.create(dict(values))
         OmegaConf.set_readonly(node, True)
-        self.__dict__.update(_values=copy.deepcopy(dict(values)), _node=node, overrides=tuple(overrides))
+        self.__dict__.update(_values=copy.deepcopy(dict(values)), _node=node, overrides=tuple(overrides), config_dir=config_dir)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -90,6 +91,7 @@ class Composer:
 
     def __init__(self, config_dir: str | None = None) -> None:
         self.loader = Loader(config_dir)
+        self._config_dir = config_dir
         self.asks_for_sweep = False
         self._groups = set(self.loader.groups())
 
@@ -99,7 +101,7 @@ class Composer:
         asked = self.asks_for_sweep
         values = with_pretraining(values, self._valid)
         self.asks_for_sweep = asked
-        return Config(values, overrides)
+        return Config(values, overrides, self._config_dir)
 
     def _valid(self, overrides: Sequence[str], adapt: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """The values of one config, whose tree `adapt` may change before its references are resolved; ConfigError with every problem."""

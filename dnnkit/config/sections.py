@@ -50,13 +50,18 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where the record goes besides the run folder. `wait_s` bounds how long the end of a run waits for MLflow, in seconds."""
+    """Where the record goes besides the run folder. `wait_s` bounds how long the end of a run waits for MLflow, in seconds.
+
+    `signal` is what MLflow gets of the signal, which the run folder has whole: `summary` a few numbers over the layers, so that
+    loss and accuracy come first on its page; `layers` every measure of every layer; `none` nothing.
+    """
 
     name: Literal["mlflow", "none"] = "mlflow"
     uri: str | None = None
     experiment: Name = "dnnkit"
     runs: Name = "runs"
     log_model: bool = False
+    signal: Literal["summary", "layers", "none"] = "summary"
     wait_s: Annotated[float, Ge(0)] = 120.0
 
 

@@ -151,11 +151,11 @@ class RunFolder:
         return ended
 
 
-def new_run(parent: Path, name: str, *, experiment: str = "dnnkit", tracking_uri: str | None = None, log_model: bool = False) -> RunFolder:
+def new_run(parent: Path, name: str, *, tracking_uri: str | None = None, **facts: Any) -> RunFolder:
     """A fresh folder `<YYYY-MM-DD>_<HHMMSS>_<name>_<id>` under `parent` (absolute from now on), with its `run.json`.
 
     The folder is built under a hidden name and renamed, so that one that can be seen is complete. Credentials in
-    `tracking_uri` are left out of the record. Raises DiskError.
+    `tracking_uri` are left out of the record. `facts`: fields of the RunRecord, such as `experiment`. Raises DiskError.
     """
     identity = str(uuid.uuid4())
     final = Path(parent).absolute() / f"{datetime.now():%Y-%m-%d_%H%M%S}_{_file_name(name)}_{identity[:8]}"
@@ -167,9 +167,8 @@ def new_run(parent: Path, name: str, *, experiment: str = "dnnkit", tracking_uri
         version=version(),
         pid=os.getpid(),
         host=socket.gethostname(),
-        experiment=experiment,
         tracking_uri=None if tracking_uri is None else strip_credentials(tracking_uri),
-        log_model=log_model,
+        **facts,
     )
     with disk(final):
         try:

@@ -20,11 +20,16 @@ from dnnkit.errors import DiskError
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 DnnkitStatus = Literal["running", "finished", "failed", "diverged", "interrupted", "killed"]
+#: What MLflow is given of `signal/…`: a few summaries, all of it, layer by layer, or nothing.
+Signal = Literal["summary", "layers", "none"]
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """What `run.json` holds. Times are ISO 8601 with the offset from UTC; `tracking_uri` is without credentials.
+
+    `title` is what MLflow calls the run, None for its name; `command` makes the run again; `signal` is what MLflow is given of
+    the signal: runs recorded before there was a choice gave it whole.
 
     A run that was resumed has in `earlier` what the parts before were, each by began, ended, status, dnnkit_status,
     exit_code, pid, host, version, and the `step` up to which it counts. `resumed` is when the last part began,
@@ -45,6 +50,9 @@ class RunRecord:
     experiment: str = "dnnkit"
     tracking_uri: str | None = None
     log_model: bool = False
+    title: str | None = None
+    command: str | None = None
+    signal: Signal = "layers"
     earlier: list[dict[str, Any]] = field(default_factory=list)
     resumed: str | None = None
     resumed_from: str | None = None

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
 from dnnkit.record import RunRecord, strip_credentials
+from dnnkit.record.description import description
 from dnnkit.record.folder import read_files
 from dnnkit.record.identity import scrub
 from dnnkit.sender.address import database
@@ -28,6 +29,7 @@ SLICE = 1.0  # seconds that one run with much to send may keep the others of a s
 PROOF_AFTER = 4  # full batches, which by `log_batch` take 0.6 s: about what the proof takes that there is a quicker way
 PARAMS_PER_BATCH = 100  # MLflow's own limits
 PARAM_LENGTH = 6000
+NOTE = "mlflow.note.content"  # the description on a run's page
 ATTEMPTS_AFTER_THE_END = 3
 LONGEST_PAUSE = 30.0
 
@@ -75,7 +77,7 @@ class Follower:
 
     def _read_mark(self) -> None:
         self._mark = Mark.read(self.run_dir, strip_credentials(self._store.uri))
-        self._tail = Tail(self.run_dir, self._mark)
+        self._tail = Tail(self.run_dir, self._mark, self.record.signal)
         self._beyond = frozenset(self._mark.beyond)
 
     def _advance(self) -> bool:
@@ -124,7 +126,7 @@ class Follower:
         return mark.run_id
 
     def _create_run(self) -> str:
-        experiment_id = self._store.experiment(self.record.experiment)
+        experiment_id = self._mark.experiment_id = self._store.experiment(self.record.experiment)
         # A sender killed between creating the run and noting its id must find it again, not create a second one.
         found = self._store.find_run(experiment_id, self.record.uuid) if self._mark.creating else None
         if found is not None:
@@ -132,8 +134,8 @@ class Follower:
         self._mark.creating = True
         self._mark.write(self.run_dir)
         tags = {"mlflow.source.name": "dnnkit", "mlflow.source.type": "LOCAL", "dnnkit.run_uuid": self.record.uuid, **self._tags()}
-        started = _milliseconds(self.record.created)
-        run = self._store.client.create_run(experiment_id, start_time=started, tags=tags, run_name=self.record.name)
+        started, name = _milliseconds(self.record.created), self.record.title or self.record.name
+        run = self._store.client.create_run(experiment_id, start_time=started, tags=tags, run_name=name)
         return str(run.info.run_id)
 
     def _describe(self, run_id: str) -> None:
@@ -146,6 +148,7 @@ class Follower:
         if dataset:
             client.log_inputs(run_id, [DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", "training")])])
         upload(client, run_id, self.run_dir, folders=EARLY, files={})
+        self._write_note(run_id)
 
     def _fitting(self, key: str, value: str) -> str:
         if len(value) > PARAM_LENGTH:
@@ -169,7 +172,7 @@ class Follower:
         return not left
 
     def _next_batch(self) -> bool:
-        rows = self._tail.next_batch(self._way.most)
+        rows = self._tail.next_batch(self._way.most, ended=self.record.status != "RUNNING")
         if rows:
             # Sent long after the run, the rows still belong to its time.
             moment = int(time.time() * 1000) if self.record.ended is None else _milliseconds(self.record.ended)
@@ -199,10 +202,21 @@ class Follower:
             self._save_model()
         upload(client, run_id, self.run_dir)
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in self._tags().items()])
+        self._write_note(run_id)
         client.set_terminated(run_id, self.record.status, end_time=None if ended is None else _milliseconds(ended))
         self._mark.closed = True
         self._mark.write(self.run_dir)
         self._tell("closed", run_id=run_id, status=self.record.status)
+
+    def _write_note(self, run_id: str) -> None:
+        """The description of the run as far as it is; one that somebody has written or changed in MLflow stays."""
+        client, mark = self._store.client, self._mark
+        text, held = description(self.record, self.run_dir, self._tail.tests), client.get_run(run_id).data.tags.get(NOTE)
+        if text in ("", held) or (held is not None and held not in mark.notes):
+            return
+        mark.notes.append(text)
+        mark.write(self.run_dir)  # first, or a sender that is killed now would take it for somebody else's
+        client.set_tag(run_id, NOTE, text)
 
     def _save_model(self) -> None:
         try:

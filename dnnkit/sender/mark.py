@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from dnnkit.disk import read_json, write_text
+from dnnkit.record.identity import Signal
 from dnnkit.record.journal import METRICS, TIMING, Row, read_from
+from dnnkit.sender.summaries import Shown
 
 MARK = "sender.json"
 
@@ -31,7 +33,8 @@ class Batch:
 
 @dataclass
 class Mark:
-    """`sent`: number of rows of each key that MLflow holds; `batch`: rows that it may or may not hold; `latest`: the latest time sent.
+    """`sent`: number of rows of each key that MLflow holds; `batch`: rows that it may or may not hold; `latest`: the latest time sent;
+    `notes`: the descriptions that were given to the run. Rows are those that MLflow is given (`Shown`), not all of the journals.
 
     `beyond`: rows that MLflow holds although the journals were cut back to before them, when the run was resumed. Where the
     journals grow back to such a row, it is counted and not sent again.
@@ -44,6 +47,8 @@ class Mark:
     tracking_uri: str
     creating: bool = False
     run_id: str | None = None
+    experiment_id: str | None = None
+    notes: list[str] = field(default_factory=list)
     described: bool = False
     closed: bool = False
     latest: int = 0
@@ -110,32 +115,44 @@ def _rows(held: Iterable[Sequence[Any]]) -> list[Row]:
 
 
 class Tail:
-    """Reads both journals of a folder as they grow and hands out the rows that are not yet in MLflow. It holds none of them."""
+    """Reads both journals of a folder as they grow and hands out the rows that are not yet in MLflow. It holds a batch at most.
 
-    def __init__(self, folder: Path, mark: Mark) -> None:
+    `signal`: what MLflow is given of the signal. `tests` are the last values of `test/…` that it has read.
+    """
+
+    def __init__(self, folder: Path, mark: Mark, signal: Signal = "layers") -> None:
         self._folder = folder
         self._mark = mark
-        self._offsets = {METRICS: 0, TIMING: 0}
-        self._read: dict[str, int] = {}
+        self._signal: Signal = signal
+        self._start_over()
 
-    def next_batch(self, limit: int) -> list[Row]:
-        """At most `limit` rows in the order of the journals, each handed out once; call it when no batch is on its way."""
+    def next_batch(self, limit: int, *, ended: bool = False) -> list[Row]:
+        """At most `limit` rows in the order of the journals, each handed out once; call it when no batch is on its way.
+
+        `ended`: the run writes no more, so that a look at the signal at the end of its journal is whole.
+        """
         for name, offset in self._offsets.items():
             path = self._folder / name
             if path.exists() and path.stat().st_size < offset:  # cut back for a resume
                 self._start_over()
-        batch: list[Row] = []
         try:
             for name in self._offsets:
-                while len(batch) < limit:
-                    rows, self._offsets[name] = read_from(self._folder / name, self._offsets[name], limit - len(batch))
-                    if not rows:
-                        break
-                    batch += filter(self._is_new, rows)
+                while len(self._ready) < limit and self._read_on(name, limit):
+                    pass
+            if ended and len(self._ready) < limit:  # or there may be more to read
+                self._ready += filter(self._is_new, self._shown[METRICS].rest())
         except BaseException:
             self._start_over()  # or the rows that were read before it would count as handed out
             raise
+        batch, self._ready = self._ready[:limit], self._ready[limit:]
         return batch
+
+    def _read_on(self, name: str, most: int) -> bool:
+        """Makes ready what is new among the next rows of a journal; false at its end."""
+        rows, self._offsets[name] = read_from(self._folder / name, self._offsets[name], most)
+        self.tests.update((row.key, row.value) for row in rows if row.key.startswith("test/"))
+        self._ready += filter(self._is_new, self._shown[name].rows(rows))
+        return bool(rows)
 
     def _is_new(self, row: Row) -> bool:
         """Counts the row among those of its key; true where MLflow has no more than the ones before it."""
@@ -143,5 +160,8 @@ class Tail:
         return count > self._mark.sent.get(row.key, 0)
 
     def _start_over(self) -> None:
-        self._offsets = dict.fromkeys(self._offsets, 0)
-        self._read.clear()
+        self._offsets = {METRICS: 0, TIMING: 0}
+        self._shown = {METRICS: Shown(self._signal), TIMING: Shown("layers")}
+        self._read: dict[str, int] = {}
+        self._ready: list[Row] = []
+        self.tests: dict[str, float] = {}

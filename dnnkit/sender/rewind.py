@@ -12,8 +12,10 @@ from filelock import FileLock, Timeout
 
 from dnnkit.disk import read_json
 from dnnkit.errors import CheckpointError
+from dnnkit.record import RunRecord
 from dnnkit.record.journal import METRICS, TIMING, stream_journal
 from dnnkit.sender.mark import MARK, Mark
+from dnnkit.sender.summaries import Shown
 
 log = logging.getLogger("dnnkit")
 
@@ -46,6 +48,7 @@ def _cut_back(run_dir: Path, step: int) -> list[int]:
     if not (run_dir / MARK).exists():
         return []
     mark = Mark.read(run_dir, str(read_json(run_dir / MARK)["tracking_uri"]))
-    mark.cut_back(chain(stream_journal(run_dir / METRICS), stream_journal(run_dir / TIMING)), step)
+    shown = Shown(RunRecord.read(run_dir).signal).all(stream_journal(run_dir / METRICS))
+    mark.cut_back(chain(shown, stream_journal(run_dir / TIMING)), step)
     mark.write(run_dir)
     return sorted({row.step for row in mark.beyond})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from dnnkit.network.groups import group_lines
 from dnnkit.record import RunFolder, new_run
 from dnnkit.record.identity import DnnkitStatus, Status, scrub, strip_credentials
 from dnnkit.record.signal import write_findings
+from dnnkit.record.title import command, title
 from dnnkit.sender import Sender, resolve_uri
 from dnnkit.training.assemble import (
     assemble,
@@ -126,14 +127,22 @@ def _without_credentials(cfg: Config) -> Config:
     if uri is None:
         return cfg
     values = {**cfg.values, "tracking": {**cfg.values["tracking"], "uri": strip_credentials(uri)}}
-    return Config(values, tuple(scrub(word, uri) for word in cfg.overrides))
+    return Config(values, tuple(scrub(word, uri) for word in cfg.overrides), cfg.config_dir)
 
 
-def train(cfg: Config, *, senders: Senders | None = None, sweep: str | None = None, console: Console | None = None) -> Result:
+def train(
+    cfg: Config,
+    *,
+    senders: Senders | None = None,
+    sweep: str | None = None,
+    swept: Collection[str] | None = None,
+    console: Console | None = None,
+) -> Result:
     """Train, validate, test on the best weights and record one run.
 
     `senders` serve several runs of one process, and whoever gives them settles with MLflow afterwards; without them the
-    run starts its own and waits for MLflow, in bounded time. `sweep` is the id of the sweep that the run belongs to.
+    run starts its own and waits for MLflow, in bounded time. `sweep` is the id of the sweep that the run belongs to, and
+    `swept` the settings in which its jobs differ, which name the run in MLflow.
     Raises DnnkitError by kind; whatever is raised after the run folder was made is recorded in it first.
     """
     console = console or Console(quiet=not cfg.values["trainer"]["progress_bar"])
@@ -143,23 +152,23 @@ def train(cfg: Config, *, senders: Senders | None = None, sweep: str | None = No
         if wanted is not None:
             torch.set_num_threads(wanted)
         if senders is not None:
-            return _prepare_and_record(cfg, senders, sweep, console)
+            return _prepare_and_record(cfg, senders, sweep, swept, console)
         with Senders() as own:
             if cfg.values["tracking"]["name"] == "mlflow":
                 own.warm()
-            return own.settle(_prepare_and_record(cfg, own, sweep, console))
+            return own.settle(_prepare_and_record(cfg, own, sweep, swept, console))
     finally:
         torch.set_num_threads(threads)
 
 
-def _prepare_and_record(cfg: Config, senders: Senders, sweep: str | None, console: Console) -> Result:
+def _prepare_and_record(cfg: Config, senders: Senders, sweep: str | None, swept: Collection[str] | None, console: Console) -> Result:
     def pretrain(run: Prepared, told: str) -> Path:
-        return once(run, told, lambda: _record(run, senders, None, console).run_dir, console)
+        return once(run, told, lambda: _record(run, senders, None, None, console).run_dir, console)
 
-    return _record(prepare_run(cfg, pretrain=pretrain), senders, sweep, console)
+    return _record(prepare_run(cfg, pretrain=pretrain), senders, sweep, swept, console)
 
 
-def _record(run: Prepared, senders: Senders, sweep: str | None, console: Console) -> Result:
+def _record(run: Prepared, senders: Senders, sweep: str | None, swept: Collection[str] | None, console: Console) -> Result:
     sender = None if run.uri is None else senders.start(run.uri)
     folder = new_run(
         Path(run.tracking.runs),
@@ -167,6 +176,9 @@ def _record(run: Prepared, senders: Senders, sweep: str | None, console: Console
         experiment=run.tracking.experiment,
         tracking_uri=run.uri,
         log_model=run.tracking.log_model,
+        signal=run.tracking.signal,
+        title=title(run.cfg.values["name"], run.cfg.overrides, swept),
+        command=command(run.cfg.overrides, run.cfg.config_dir),
     )
     return carry_out(run, folder, lambda: _describe(folder, run, sweep), senders, sender, console)
 

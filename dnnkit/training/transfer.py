@@ -109,7 +109,7 @@ def _started(run: Prepared, before: Path | None) -> Prepared:
         )
     taken = {"run": str(origin.run), "uuid": origin.uuid, "sha256": origin.sha256}
     used = {**node, "experiment": None, "overrides": None, "data": "own", "config": None, **taken}
-    cfg = Config({**run.cfg.values, "init_from": used}, run.cfg.overrides)
+    cfg = Config({**run.cfg.values, "init_from": used}, run.cfg.overrides, run.cfg.config_dir)
     return replace(run, cfg=cfg, said=(f"from {origin.run.name}: {planned}", *run.said))
 
 
