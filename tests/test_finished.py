@@ -21,7 +21,8 @@ from dnnkit.cli.main import main
 from dnnkit.errors import CheckpointError, ConfigError, DataError
 from dnnkit.record import read_journal
 from dnnkit.training.evaluate import Evaluated, evaluate
-from dnnkit.training.finished import find_run, open_run
+from dnnkit.sender.find import find_run
+from dnnkit.training.finished import open_run
 from dnnkit.training.predict import Predicted, predict, predict_file
 
 QUICK = ("tracking=none", "trainer.progress_bar=false", "trainer.max_epochs=2", "trainer.limit_train_batches=20")

@@ -109,8 +109,8 @@ class Words:
         return int(text)
 
 
-def take_apart(words: Sequence[str], options: Sequence[str], flags: Sequence[str], usage: str) -> Words:
-    """RUN and overrides, options with a value (`--split test`, `--split=test`) and flags. Raises ConfigError."""
+def take_apart(words: Sequence[str], options: Sequence[str], flags: Sequence[str], usage: str, least: int = 1) -> Words:
+    """RUN and overrides, `least` of them, options with a value (`--split test`, `--split=test`) and flags. Raises ConfigError."""
     found, left = Words(), iter(words)
     for word in left:
         name, equals, value = word.partition("=")
@@ -126,7 +126,7 @@ def take_apart(words: Sequence[str], options: Sequence[str], flags: Sequence[str
         else:
             known = [*options, *flags, "--help"]
             raise ConfigError([Problem(word, f"there is no such option; there are: {', '.join(known)}", nearest(name, known))])
-    if not found.rest:
+    if len(found.rest) < least:
         raise ConfigError([Problem("RUN", f"name the run; the command is: {usage}")])
     return found
 

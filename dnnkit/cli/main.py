@@ -14,6 +14,7 @@ from dnnkit.cli.doctor import doctor
 from dnnkit.cli.finished import evaluate_run, predict_with, resume_run
 from dnnkit.cli.fuse import fuse_weights
 from dnnkit.cli.options import Options, parse_options
+from dnnkit.cli.ui import open_ui
 from dnnkit.errors import ConfigError, DnnkitError, Problem, SweepError, nearest
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ To see what there is:
   dnnkit plugins                     the installed plugin packages, and whether they loaded
   dnnkit schema                      the JSON Schema of a config, for editors
 
-To go on from a run that you have; RUN is its folder, or the 8 letters at the end of the folder's name:
+To look at the runs, and to go on from one; RUN is its folder, or the 8 letters at the end of the folder's name:
+  dnnkit ui [RUN]                    MLflow on the page of all runs, or of one
   dnnkit evaluate RUN                measure its weights again, on its own data or on others
   dnnkit predict RUN --input FILE --output FILE   classes and probabilities, or values, for new rows or arrays
   dnnkit fuse RUN                    fold batch normalization into the layers, for faster predictions
@@ -166,7 +168,7 @@ def _run(cfg: Config, options: Options, senders: Senders) -> int:
 def _sweep(options: Options) -> int:
     from rich.console import Console
 
-    from dnnkit.cli.report import sweep_table
+    from dnnkit.cli.report import report_sweep
     from dnnkit.sweep import check_sweep, run_sweep
     from dnnkit.training.devices import check_no_torchrun
 
@@ -179,8 +181,7 @@ def _sweep(options: Options) -> int:
         raise ConfigError([Problem("--cfg", "shows the config of one run; leave -m out")])
     console = Console()
     outcomes = run_sweep(options.overrides, config_dir=options.config_dir, console=console)
-    console.print()
-    console.print(sweep_table(outcomes))
+    report_sweep(outcomes, console)
     failed = [outcome for outcome in outcomes if outcome.exit_code]
     if failed:
         numbers = ", ".join(str(outcome.job) for outcome in failed)
@@ -242,4 +243,5 @@ SUBCOMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "predict": predict_with,
     "resume": resume_run,
     "fuse": fuse_weights,
+    "ui": open_ui,
 }

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dnnkit.cli.invocation import pasteable
+from dnnkit.record import RunRecord
+from dnnkit.record.folder import read_files
+from dnnkit.sender.address import resolve_uri
+from dnnkit.sender.mark import MARK
+from dnnkit.sender.page import experiment_page, run_page
 from dnnkit.sweep import Outcome
 from dnnkit.training.senders import Result
 
@@ -23,16 +30,48 @@ def report(result: Result, console: Console) -> None:
         rows["MLflow run"] = f"none (tracking=none); the run's UUID is {result.uuid}"
     if result.message:
         rows["MLflow"] = result.message
-    if result.run_id is not None and result.tracking_uri is not None:
-        rows["look at it"] = _ui_command(result.tracking_uri)
+    look = None if result.run_id is None else look_at(result.run_dir)
+    if look is not None:
+        rows["look at it"] = look
     for name, text in rows.items():
         console.print(f"{name:<11} {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _ui_command(uri: str) -> str:
-    if uri.startswith(("http://", "https://")):
-        return uri
-    return f"mlflow ui --backend-store-uri {uri}"
+def look_at(run_dir: Path, *, all_runs: bool = False) -> str | None:
+    """What opens MLflow on the page of a run, or of its whole experiment: a command for this shell, or the address of a server's page.
+
+    None where the run is not in MLflow.
+    """
+    record, mark = RunRecord.read(run_dir), read_files(run_dir, MARK)
+    if record.tracking_uri is None or mark.get("run_id") is None:
+        return None
+    if record.tracking_uri.startswith(("http://", "https://")) and mark.get("experiment_id") is not None:
+        whole = experiment_page(record.tracking_uri, mark["experiment_id"])
+        return whole if all_runs else run_page(record.tracking_uri, mark["experiment_id"], mark["run_id"])
+    if not all_runs:
+        return pasteable("ui", _short_name(run_dir))
+    words = [] if record.tracking_uri == resolve_uri(None, Path.cwd(), os.environ) else [f"tracking.uri={record.tracking_uri}"]
+    words += [] if record.experiment == "dnnkit" else [f"tracking.experiment={record.experiment}"]
+    return pasteable("ui", *words)
+
+
+def _short_name(run_dir: Path) -> str:
+    """The 8 letters of a run folder where they are enough, else its path."""
+    return run_dir.name[-8:] if run_dir.parent == Path("runs").absolute() else _path(run_dir)
+
+
+def _path(run_dir: Path) -> str:
+    return os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
+
+
+def report_sweep(outcomes: Sequence[Outcome], console: Console) -> None:
+    """The last lines of a sweep: its jobs, and how to look at them."""
+    console.print()
+    console.print(sweep_table(outcomes))
+    folders = [Path(outcome.run_dir) for outcome in outcomes if outcome.run_dir]
+    look = next((found for folder in folders if (found := look_at(folder, all_runs=True))), None)
+    if look is not None:
+        console.print(f"\nlook at them {look}", highlight=False, markup=False, soft_wrap=True)
 
 
 def sweep_table(outcomes: Sequence[Outcome]) -> Table:

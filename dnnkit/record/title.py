@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Collection, Sequence
 
@@ -50,4 +51,4 @@ def _told(key: str, value: str, name: str) -> str:
     if "." in key or value in _SWITCHES or not value.replace("_", "").replace("/", "").isalnum():
         return f"{key}={value}"
     choice = value.rpartition("/")[2]
-    return "" if choice in name else choice
+    return "" if re.search(rf"(?<![^\W_]){re.escape(choice)}(?![^\W_])", name) else choice  # elu is not in selu_digits

@@ -204,9 +204,19 @@ class Follower:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in self._tags().items()])
         self._write_note(run_id)
         client.set_terminated(run_id, self.record.status, end_time=None if ended is None else _milliseconds(ended))
+        self._show_columns(run_id)
         self._mark.closed = True
         self._mark.write(self.run_dir)
         self._tell("closed", run_id=run_id, status=self.record.status)
+
+    def _show_columns(self, run_id: str) -> None:
+        """Final metrics become columns of the table of runs, losses last; a run that is recorded needs none of this."""
+        names = sorted((key.removeprefix("test/") for key in self._tail.tests), key=lambda name: (name == "loss", name))
+        try:
+            experiment_id = self._mark.experiment_id or str(self._store.client.get_run(run_id).info.experiment_id)
+            self._store.show_columns(experiment_id, [f"{part}/{name}" for part in ("test", "val") for name in names])
+        except Exception as error:  # somebody else's view under our name, or a server that lets nobody change an experiment
+            self._log.warning("no columns for the table of runs: %s", self._in_words(error))
 
     def _write_note(self, run_id: str) -> None:
         """The description of the run as far as it is; one that somebody has written or changed in MLflow stays."""

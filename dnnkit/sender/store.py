@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from dnnkit.sender import template
 from dnnkit.sender.address import database
+from dnnkit.sender.page import VIEW_TAG
 
 if TYPE_CHECKING:
     from dnnkit.sender.proof import Proof
@@ -72,6 +75,17 @@ class Store:
         """The run that was created for our run `uuid`, if there is one."""
         found = self.client.search_runs([experiment_id], f"tags.`dnnkit.run_uuid` = '{uuid}'", max_results=1)
         return str(found[0].info.run_id) if found else None
+
+    def show_columns(self, experiment_id: str, metrics: Sequence[str]) -> None:
+        """Has a table of the experiment's runs show these metrics, which MLflow by itself leaves out.
+
+        It is a view that MLflow keeps as shared, beside whatever views users have: opened by `viewStateShareKey=dnnkit` in an address.
+        """
+        held = self.client.get_experiment(experiment_id).tags.get(VIEW_TAG)
+        before = json.loads(held)["selectedColumns"] if held else []
+        columns = list(dict.fromkeys([*before, *(f"metrics.`{key}`" for key in metrics)]))
+        if columns != before:
+            self.client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps({"selectedColumns": columns}))
 
     def _location(self, name: str) -> str | None:
         """An absolute address, so that artifacts are found from whatever folder the UI is started in."""

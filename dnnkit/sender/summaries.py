@@ -1,4 +1,4 @@
-"""What of a journal becomes metrics in MLflow: of the signal, layer by layer, a few summaries, so that loss and accuracy come first there."""
+"""Which rows of a journal MLflow is given: of the signal a few summaries, so that loss and accuracy come first on its page."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ def _hidden(layers: _Layers, measure: str) -> list[float]:
     return _every(dict(list(layers.items())[:-1]), measure) if len(layers) > 1 else _every(layers, measure)
 
 
-#: Each summary by its key: of which layers, which measure, and which of their values.
+#: Each summary by its key: of which layers, which measure, and which of their values. MLflow sorts its charts by what stands before
+#: a slash, and those without one come last: `signal/…` would be before `test/…`, `train/…` and `val/…`.
 SUMMARIES: Mapping[str, tuple[Callable[[_Layers, str], list[float]], str, Callable[[list[float]], float]]] = {
-    f"{SIGNAL}dead_max": (_every, "dead", max),
-    f"{SIGNAL}saturated_max": (_every, "saturated", max),
-    f"{SIGNAL}variance_min": (_hidden, "variance", min),
-    f"{SIGNAL}variance_max": (_hidden, "variance", max),
-    f"{SIGNAL}delta_ratio_first": (_first, "delta_ratio", max),
-    f"{SIGNAL}gradient_ratio_max": (_every, "gradient_ratio", max),
+    "signal_dead_max": (_every, "dead", max),
+    "signal_saturated_max": (_every, "saturated", max),
+    "signal_variance_min": (_hidden, "variance", min),
+    "signal_variance_max": (_hidden, "variance", max),
+    "signal_delta_ratio_first": (_first, "delta_ratio", max),
+    "signal_gradient_ratio_max": (_every, "gradient_ratio", max),
 }
 
 
@@ -73,7 +74,7 @@ class Shown:
 
 
 def summary(block: Mapping[str, float]) -> dict[str, float]:
-    """The rows of `SUMMARIES`, by key, of one look at the signal; a measure that no layer has gives none, values that are no numbers do not count.
+    """The rows of `SUMMARIES`, by key, of one look at the signal. A measure that no layer has gives none; NaN does not count.
 
     `dead_max` and `saturated_max` are the largest share among the layers, `variance_min` and `variance_max` the range over the
     hidden ones, `delta_ratio_first` is ‖∂L/∂z‖ of the first layer over that of the last (below .001 it vanishes, above 1000 it

@@ -19,9 +19,10 @@ from dnnkit.errors import CheckpointError, ConfigError, DataError, Problem
 from dnnkit.record import RunFolder
 from dnnkit.record.journal import cut_journals
 from dnnkit.sender.address import uri_of
+from dnnkit.sender.find import find_run
 from dnnkit.sender.rewind import rewound
 from dnnkit.training.devices import choose_threads
-from dnnkit.training.finished import FinishedRun, find_run, fingerprint_of, read_run, threads_of, with_overrides
+from dnnkit.training.finished import FinishedRun, fingerprint_of, read_run, threads_of, with_overrides
 from dnnkit.training.keeping import EPOCH, LAST, epochs_done, waited
 from dnnkit.training.place import Place
 from dnnkit.training.run import Prepared, carry_out, equipment, prepare_run

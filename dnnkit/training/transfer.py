@@ -15,7 +15,7 @@ from dnnkit.config import Config
 from dnnkit.data import DataSet
 from dnnkit.errors import CheckpointError, ConfigError, DnnkitError, Problem
 from dnnkit.record import RunRecord
-from dnnkit.training.finished import find_run
+from dnnkit.sender.find import find_run
 from dnnkit.training.place import Place
 from dnnkit.training.pretraining import finished_run
 from dnnkit.training.reuse import Plan, copy, plan

@@ -1,0 +1,202 @@
+"""MLflow's page: which address shows an experiment or a run, and a server on this machine for a store that has none.
+
+MLflow 3 opens an experiment on its page for language models, which is empty; `workflowType=machine_learning` is the one with the runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+from urllib.parse import quote
+
+from dnnkit.errors import DnnkitError
+from dnnkit.record.identity import scrub
+from dnnkit.sender.address import SQLITE, artifact_root, database
+
+#: The view of an experiment's runs that `Store.show_columns` keeps, and the tag that it is kept in.
+VIEW = "dnnkit"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+LOOPBACK = "127.0.0.1"
+USUAL_PORT = 5000
+PATIENCE_S = 180.0  # a loaded machine takes long to import MLflow
+_FAREWELL_S = 5.0
+
+
+def is_served(uri: str) -> bool:
+    """Whether a store is a server, whose address has the pages."""
+    return uri.startswith(("http://", "https://"))
+
+
+def experiment_page(address: str, experiment_id: str | None, *, view: bool = False) -> str:
+    """Where an experiment's runs are shown, with the columns of our view if it has that; without an experiment, all of them."""
+    shown = f"&viewStateShareKey={VIEW}" if view else ""
+    where = "" if experiment_id is None else f"/{quote(experiment_id)}?workflowType=machine_learning{shown}"
+    return f"{address.rstrip('/')}/#/experiments{where}"
+
+
+def run_page(address: str, experiment_id: str, run_id: str) -> str:
+    """Where one run is shown."""
+    return f"{address.rstrip('/')}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}?workflowType=machine_learning"
+
+
+@dataclass(frozen=True)
+class Server:
+    """An MLflow server on this machine that belongs to this process: `address` is where it answers. End it with `end`."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    said: IO[bytes]
+    uri: str
+
+    @classmethod
+    def start(cls, uri: str, port: int | None = None) -> Self:
+        """Starts one on loopback for a store that is no server, at `port` or at a free one, and waits until it answers.
+
+        Raises DnnkitError where it does not.
+        """
+        chosen = port or free_port()
+        said = tempfile.TemporaryFile()  # noqa: SIM115 - the process writes into it as long as it lives
+        server = cls(f"http://{LOOPBACK}:{chosen}", _spawn(uri, chosen, said), said, uri)
+        try:
+            server.await_answer()
+        except BaseException:
+            server.end()
+            raise
+        return server
+
+    def await_answer(self) -> None:
+        """Waits until the server answers. Raises DnnkitError where it ends before that, or takes more than three minutes."""
+        until = time.monotonic() + PATIENCE_S
+        while not _answers(f"{self.address}/health"):
+            if self.process.poll() is not None:
+                raise DnnkitError(f"MLflow did not start: {self.last_words()}", "If the port is in use, choose another with --port.")
+            if time.monotonic() > until:
+                raise DnnkitError(f"MLflow does not answer at {self.address} after {PATIENCE_S:g} s: {self.last_words()}")
+            time.sleep(0.1)
+
+    def last_words(self) -> str:
+        """The last line that it printed, without secrets."""
+        self.said.seek(0)
+        lines = self.said.read().decode("utf-8", "replace").strip().splitlines()
+        return scrub(lines[-1] if lines else f"it ended with code {self.process.returncode}", self.uri)
+
+    def experiment_id(self, name: str) -> str | None:
+        """The id of an experiment, None where there is none of that name."""
+        found = self._ask(f"experiments/get-by-name?experiment_name={quote(name)}")
+        return None if found is None else str(found["experiment"]["experiment_id"])
+
+    def has_view(self, experiment_id: str) -> bool:
+        """Whether an experiment has our view of its runs."""
+        found = self._ask(f"experiments/get?experiment_id={quote(experiment_id)}")
+        return found is not None and any(tag["key"] == VIEW_TAG for tag in found["experiment"].get("tags", []))
+
+    def experiment_of(self, run_id: str) -> str | None:
+        """The id of the experiment that holds a run, None where the store does not know the run."""
+        found = self._ask(f"runs/get?run_id={quote(run_id)}")
+        return None if found is None else str(found["run"]["info"]["experiment_id"])
+
+    def _ask(self, question: str) -> dict[str, Any] | None:
+        """What the server answers; None for what it does not know."""
+        try:
+            with urllib.request.urlopen(f"{self.address}/api/2.0/mlflow/{question}", timeout=60) as answer:
+                return dict(json.load(answer))
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise DnnkitError(f"MLflow answered {error.code} to {question}: {self.last_words()}") from error
+
+    def end(self) -> None:
+        """Ends the server and all processes that it started."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, number)
+                self.process.wait(_FAREWELL_S)
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self.process.wait()
+        self.said.close()
+
+
+def free_port() -> int:
+    """MLflow's usual port where nobody listens there, else one that the system gives."""
+    for port in (USUAL_PORT, 0):
+        with socket.socket() as one:
+            try:
+                one.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return int(one.getsockname()[1])
+    raise DnnkitError("no port is free on this machine", "Name one with --port.")
+
+
+def _spawn(uri: str, port: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The server's process, in a session of its own so that Ctrl-C reaches this process alone, which then ends all of it."""
+    file = database(uri)
+    root = artifact_root(uri, Path.cwd())
+    # In a variable no list of processes shows the password of a database. Nothing here runs MLflow's jobs for language models.
+    settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    if root is not None:
+        settings["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = root.as_uri()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"]
+    folder = file.parent if file is not None else Path.cwd()
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, **settings},
+        stdin=subprocess.DEVNULL,
+        stdout=said,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def charts_page(address: str, experiment_id: str) -> str:
+    """Where the curves of an experiment's runs are shown side by side."""
+    return f"{address.rstrip('/')}/#/experiments/{quote(experiment_id)}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+
+
+def remote_experiment(uri: str, *, name: str | None = None, run_id: str | None = None) -> str | None:
+    """As `Server.experiment_id` and `experiment_of`, of a server elsewhere, with the credentials that MLflow itself would use.
+
+    Imports MLflow. Raises DnnkitError where the server does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        if run_id is not None:
+            return str(client.get_run(run_id).info.experiment_id)
+        found = client.get_experiment_by_name(str(name))
+        return None if found is None else str(found.experiment_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise DnnkitError(scrub(f"MLflow does not tell where that is: {str(error).splitlines()[0]}", uri)) from error
+
+
+def missing_database(uri: str) -> Path | None:
+    """The file of a SQLite store that is not there; None where it is, and for every other store."""
+    file = database(uri) if uri.startswith(SQLITE) else None
+    return None if file is None or file.exists() else file
