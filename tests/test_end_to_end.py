@@ -50,9 +50,14 @@ def test_a_run_is_in_mlflow_whole(workdir: Path) -> None:
     assert store.get_experiment(run.info.experiment_id).name == "dnnkit"
     assert run.data.params == json.loads((folder / "params.json").read_text())
     assert run.data.params["model.hidden"] == "[300, 100]"
-    for row in (rows := read_journal(folder / "metrics.jsonl") + read_journal(folder / "timing.jsonl")):
+    rows = [row for row in read_journal(folder / "metrics.jsonl") if not row.key.startswith("signal/")]
+    for row in (rows := rows + read_journal(folder / "timing.jsonl")):
         assert row.value in [metric.value for metric in store.get_metric_history(run.info.run_id, row.key) if metric.step == row.step]
-    assert sum(len(store.get_metric_history(run.info.run_id, key)) for key in run.data.metrics) == len(rows)
+    summaries = {key for key in run.data.metrics if key.startswith("signal")}
+    assert summaries == {f"signal_{name}" for name in ("variance_min", "variance_max", "delta_ratio_first", "gradient_ratio_max")}
+    assert sum(len(store.get_metric_history(run.info.run_id, key)) for key in run.data.metrics if key not in summaries) == len(rows)
+    assert run.data.tags["mlflow.note.content"].startswith("```\ndnnkit +experiment=selu_digits trainer.max_epochs=2 ")
+    assert f"**test/acc {run.data.metrics['test/acc']:.4g}**" in run.data.tags["mlflow.note.content"]
     promised = {"version", "run_uuid", "config_digest", "git", "plugins", "device", "status"}
     assert {f"dnnkit.{tag}" for tag in promised} <= set(run.data.tags)
     assert run.data.tags["dnnkit.status"] == "finished"
@@ -64,7 +69,7 @@ def test_a_run_is_in_mlflow_whole(workdir: Path) -> None:
         "figures/learning_curves.png", "figures/learning_rate.png", "figures/confusion_matrix.png", "diagnostics/signal.json", "run.log",
     }  # fmt: skip
     assert not {"metrics.jsonl", "timing.jsonl"} & artifacts(store, run.info.run_id)
-    for text in (run.info.run_id, str(folder), "test/acc", "mlflow ui"):
+    for text in (run.info.run_id, str(folder), "test/acc", f" ui {folder.name[-8:]}"):
         assert text in "".join(done.stdout.splitlines(keepends=True)[-5:])
     assert {path.name for path in workdir.iterdir()} - {".mlflow.db.lock"} == {"mlflow.db", "mlruns", "runs"}
 
@@ -127,6 +132,9 @@ def test_a_sweep_makes_one_run_for_each_value_in_one_experiment(workdir: Path) -
     assert len(list((workdir / "runs").iterdir())) == 2
     found = runs(client(workdir))
     assert {run.data.params["optimizer.lr"] for run in found} == {"0.1", "0.01"}
+    assert {run.info.run_name for run in found} == {"digits_selu · optimizer.lr=0.1", "digits_selu · optimizer.lr=0.01"}
+    assert done.stdout.splitlines()[-1].startswith("look at them ")
+    assert done.stdout.splitlines()[-1].endswith(" ui")
     assert {run.info.status for run in found} == {"FINISHED"}
     assert len({run.data.tags["dnnkit.sweep"] for run in found}) == 1
     assert {path.name for path in workdir.iterdir()} - {".mlflow.db.lock"} == {"mlflow.db", "mlruns", "runs"}

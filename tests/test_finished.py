@@ -20,8 +20,8 @@ from dnnkit.checkpoint import load
 from dnnkit.cli.main import main
 from dnnkit.errors import CheckpointError, ConfigError, DataError
 from dnnkit.record import read_journal
-from dnnkit.training.evaluate import Evaluated, evaluate
 from dnnkit.sender.find import find_run
+from dnnkit.training.evaluate import Evaluated, evaluate
 from dnnkit.training.finished import open_run
 from dnnkit.training.predict import Predicted, predict, predict_file
 

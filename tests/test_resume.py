@@ -412,8 +412,8 @@ def test_in_mlflow_it_is_one_run_whose_changes_are_tags_and_whose_rows_are_there
     tags = dict(ask("select key, value from tags"))
     assert [(note["from"], note["to"], note["step"]) for note in json.loads(tags["dnnkit.changed.trainer.max_epochs"])] == [(3, 4, 60)]
     assert tags["dnnkit.status"] == "finished"
-    journal = rows(broken) + read_journal(broken / "timing.jsonl")
-    held = Counter(ask("select step, key, value from metrics"))
+    journal = [row for row in rows(broken) + read_journal(broken / "timing.jsonl") if not row.key.startswith("signal/")]
+    held = Counter(ask("select step, key, value from metrics where key not like 'signal%'"))
     assert {tuple(row): 1 for row in journal} == {tuple(row): held[tuple(row)] for row in journal}
     # What was written when it was stopped inside the epoch stays in MLflow, and nothing else does.
     assert {step for step, key, value in held if Row(step, key, value) not in set(journal)} == {stopped}

@@ -53,7 +53,7 @@ def open_ui(words: list[str]) -> int:
     if asks_help(words, UI):
         return 0
     given = take_apart(words, ("--port", "--runs"), ("--no-browser",), UI.splitlines()[0], least=0)
-    wanted = _wanted(given)
+    wanted, port = _wanted(given), given.number("--port", 0) or None
     browser = "--no-browser" not in given.flags and sys.stdout.isatty() and _has_screen()
     from dnnkit.record import strip_credentials
     from dnnkit.sender.page import is_served, missing_database, remote_experiment
@@ -64,9 +64,9 @@ def open_ui(words: list[str]) -> int:
         return 0
     missing = missing_database(wanted.uri)
     if missing is not None:
-        message = f"there is no {missing}: nothing has been recorded there"
-        raise ConfigError([Problem("tracking.uri", message, ("tracking.uri=sqlite:///PATH/mlflow.db", "cd to the folder of the runs"))])
-    return _serve(wanted, given.number("--port", 0) or None, browser)
+        message = f"there is no {missing}: nothing has been recorded there; go to the folder of your runs, or name the database"
+        raise ConfigError([Problem("tracking.uri", message, ("tracking.uri=sqlite:///FOLDER/mlflow.db",))])
+    return _serve(wanted, port, browser)
 
 
 def _wanted(given: Words) -> Wanted:

@@ -124,6 +124,7 @@ class Tail:
         self._folder = folder
         self._mark = mark
         self._signal: Signal = signal
+        self._ready: list[Row] = []
         self._start_over()
 
     def next_batch(self, limit: int, *, ended: bool = False) -> list[Row]:
@@ -163,5 +164,5 @@ class Tail:
         self._offsets = {METRICS: 0, TIMING: 0}
         self._shown = {METRICS: Shown(self._signal), TIMING: Shown("layers")}
         self._read: dict[str, int] = {}
-        self._ready: list[Row] = []
+        self._ready = []
         self.tests: dict[str, float] = {}
