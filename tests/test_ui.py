@@ -262,10 +262,11 @@ def test_the_last_line_of_a_run_pasted_into_the_shell_opens_the_page_of_the_run_
     process = subprocess.Popen(["bash", "-c", f"exec {line}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        whole, charts, one = (process.stdout.readline().split()[-1] for _ in range(3))
+        whole, table, charts, one = (process.stdout.readline().split()[-1] for _ in range(4))
         [(experiment,)] = ask(workdir, "select experiment_id from runs")
         address, _, where = whole.partition("/#/")
-        assert where == f"experiments/{experiment}?workflowType=machine_learning&viewStateShareKey=dnnkit"
+        assert where == f"experiments/{experiment}?workflowType=machine_learning"
+        assert table == f"{address}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=dnnkit"
         assert charts == f"{address}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
         assert one == f"{address}/#/experiments/{experiment}/runs/{outcome.run_id}?workflowType=machine_learning"
         assert b"<title>MLflow</title>" in get(address)

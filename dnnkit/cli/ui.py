@@ -130,10 +130,12 @@ def _serve(wanted: Wanted, port: int | None, browser: bool) -> int:
 
 
 def _show(address: str, experiment_id: str | None, run_id: str | None, browser: bool, view: bool = False) -> None:
-    """Prints where the runs are, their curves and, of a single one, where that is; opens its page, or else that of the runs."""
-    from dnnkit.sender.page import charts_page, experiment_page, run_page
+    """Prints where the runs are, their metrics as a table and as curves, and the page of a single one; opens the fittest."""
+    from dnnkit.sender.page import charts_page, experiment_page, run_page, table_page
 
-    pages = {"runs": experiment_page(address, experiment_id, view=view)}
+    pages = {"runs": experiment_page(address, experiment_id)}
+    if experiment_id is not None and view:
+        pages["table"] = table_page(address, experiment_id)
     if experiment_id is not None:
         pages["curves"] = charts_page(address, experiment_id)
     if run_id is not None and experiment_id is not None:
@@ -143,7 +145,7 @@ def _show(address: str, experiment_id: str | None, run_id: str | None, browser: 
     if browser:
         import webbrowser
 
-        webbrowser.open(pages.get("this run", pages["runs"]))
+        webbrowser.open(next(pages[name] for name in ("this run", "table", "runs") if name in pages))
 
 
 def _has_screen() -> bool:

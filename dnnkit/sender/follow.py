@@ -180,6 +180,7 @@ class Follower:
             moment = self._mark.latest = max(moment, self._mark.latest)
             beyond = self._beyond
             new, known = [row for row in rows if row not in beyond], [row for row in rows if row in beyond]
+            new.sort(key=lambda row: row.key.startswith("signal"))  # the page of a run lists metrics in the order in which they arrived
             self._mark.begin(self.run_dir, Batch(moment, new, known))
             if len(rows) == self._way.most:
                 self._full_batches += 1

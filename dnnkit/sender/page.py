@@ -38,10 +38,9 @@ def is_served(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def experiment_page(address: str, experiment_id: str | None, *, view: bool = False) -> str:
-    """Where an experiment's runs are shown, with the columns of our view if it has that; without an experiment, all of them."""
-    shown = f"&viewStateShareKey={VIEW}" if view else ""
-    where = "" if experiment_id is None else f"/{quote(experiment_id)}?workflowType=machine_learning{shown}"
+def experiment_page(address: str, experiment_id: str | None) -> str:
+    """Where an experiment's runs are shown; without an experiment, all of those."""
+    where = "" if experiment_id is None else f"/{quote(experiment_id)}?workflowType=machine_learning"
     return f"{address.rstrip('/')}/#/experiments{where}"
 
 
@@ -169,6 +168,11 @@ def _answers(address: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+def table_page(address: str, experiment_id: str) -> str:
+    """Where an experiment's runs are shown with the columns of our view, which the experiment has to have."""
+    return f"{address.rstrip('/')}/#/experiments/{quote(experiment_id)}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
 
 
 def charts_page(address: str, experiment_id: str) -> str:
