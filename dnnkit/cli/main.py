@@ -13,9 +13,10 @@ from dnnkit.cli.discover import asks_help, describe, list_choices, list_plugins,
 from dnnkit.cli.doctor import doctor
 from dnnkit.cli.finished import evaluate_run, predict_with, resume_run
 from dnnkit.cli.fuse import fuse_weights
+from dnnkit.cli.installed import missing_package
 from dnnkit.cli.options import Options, parse_options
 from dnnkit.cli.ui import open_ui
-from dnnkit.errors import ConfigError, DnnkitError, Problem, SweepError, nearest
+from dnnkit.errors import ConfigError, DnnkitError, PluginError, Problem, SweepError, nearest
 
 if TYPE_CHECKING:
     from dnnkit.config import Config
@@ -91,10 +92,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output is gone: `dnnkit list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        message = missing_package(error, words)
+        if message is None:
+            return _blame(error)
+        _complain(message)
+        return PluginError.exit_code
     except Exception as error:
-        blame = "this is a fault of dnnkit or of a plugin; DNNKIT_DEBUG=1 shows where"
-        _complain(f"internal error: {type(error).__name__}: {error}\n  {blame}")
-        return 1
+        return _blame(error)
+
+
+def _blame(error: Exception) -> int:
+    """Say that something went wrong which no user could help."""
+    _complain(f"internal error: {type(error).__name__}: {error}\n  this is a fault of dnnkit or of a plugin; DNNKIT_DEBUG=1 shows where")
+    return 1
 
 
 def _dispatch(words: list[str]) -> int:
