@@ -140,9 +140,7 @@ def shortcuts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("optimizer", optimizers.names())
-def test_a_run_whose_updates_are_cut_short_ends_in_the_same_bits(
-    optimizer: str, fit: Fit, assert_same: Same, shortcuts: list[int]
-) -> None:
+def test_a_run_whose_updates_are_cut_short_ends_in_the_same_bits(optimizer: str, fit: Fit, assert_same: Same, shortcuts: list[int]) -> None:
     eager, captured = (fit(module(optimizer), X, Y, engine) for engine in ("eager", "captured"))
     assert_same(eager.state, captured.state)
     # Windows and the logger end chunks after 7, 10, 14, 19, 21, 28, 29, 30, 35 and 38 of 38 updates; the epochs' last minibatches
