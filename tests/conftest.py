@@ -246,6 +246,25 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     return train
 
 
+@pytest.fixture(scope="session")
+def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[int, str], None]], list[dict[str, Any]]]:
+    """Runs a function `(rank, folder)` in two new processes at once; what each has saved as `<rank>.pt` in the folder."""
+    import torch
+
+    def start(target: Callable[[int, str], None]) -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("ranks")
+        context = torch.multiprocessing.get_context("spawn")
+        processes = [context.Process(target=target, args=(rank, str(folder))) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(240)
+        assert [process.exitcode for process in processes] == [0, 0]
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+    return start
+
+
 @pytest.fixture
 def assert_same() -> Callable[[Any, Any], None]:
     """Asserts that two states are equal to the last bit, NaN included, through dicts, lists and tensors."""

@@ -254,10 +254,11 @@ def test_a_diverging_run_ends_at_that_step_with_the_weights_of_the_step_before(
     [(1, [1.0, math.nan, 1.0], 9), (1, [1.0, 1.0, math.inf], 10), (2, [1.0, 1.0, 1.0, math.nan, 1.0], 9), (3, [1.0, 2.0, 3.0], 10)],
 )
 def test_a_window_says_which_of_its_updates_was_the_first_that_was_not_finite(accumulate: int, losses: list[float], step: int) -> None:
-    window = Window()
-    for loss in losses:
+    window, first = Window(), 11 - math.ceil(len(losses) / accumulate)
+    for place, loss in enumerate(losses):
+        window.update = first + place // accumulate
         window.keep(Outcome(torch.tensor(loss), torch.tensor(loss), torch.zeros(4), None), torch.zeros(4), with_output=False)
-    assert window.first_not_finite(10, accumulate) == step
+    assert window.first_not_finite(10) == step
 
 
 def wrong(network: nn.Sequential, x: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy) -> Divergence:

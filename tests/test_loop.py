@@ -341,7 +341,8 @@ def test_steps_rates_and_journal_agree_with_the_closed_form(accumulate: int, lim
     assert run.trainer.optimizers[0].param_groups[0]["lr"] == calls[-1]
     assert max(step for step, _, _ in run.memory.lines if step is not None) == steps
     assert max(run.memory.of("val/loss")) == max(run.memory.of("train/loss")) == max(run.memory.of("lr")) == steps
-    assert run.memory.of("lr") == {step: calls[step - 1] for step in run.memory.of("lr") if step is not None}
+    assert run.memory.of("lr") == {step: calls[max(0, step - 1)] for step in run.memory.of("lr") if step is not None}
+    assert min(step for step in run.memory.of("lr") if step is not None) == 0
     assert all(step in run.memory.of("train/loss") for step in range(5, steps + 1, 5))
 
 

@@ -205,14 +205,14 @@ def test_the_losses_are_those_of_a_plain_loop_with_every_part_of_a_recipe() -> N
         minibatches = epoch_order(len(x), 3, epoch).split(13)
         for together in [minibatches[start : start + 2] for start in range(0, len(minibatches), 2)][: len(found.losses) - len(losses)]:
             optimizer.zero_grad()
-            totals = []
+            # The mean over the examples of both minibatches, or of the one that is left, and the penalty.
+            total = sum(0.02 * kernel.square().sum() for kernel in kernels)
             for rows in together:
                 torch.manual_seed(minibatch_seed(3, number, 0))
                 number += 1
-                penalty = sum(0.02 * kernel.square().sum() for kernel in kernels)
-                totals.append(nn.functional.cross_entropy(net(x[rows]), y[rows]) + penalty)
-                (totals[-1] / 2).backward()
-            losses.append(sum(float(total.detach()) for total in totals) / len(totals))
+                total = total + nn.functional.cross_entropy(net(x[rows]), y[rows], reduction="sum") / sum(map(len, together))
+            total.backward()
+            losses.append(float(total.detach()))
             nn.utils.clip_grad_norm_(net.parameters(), 0.3)
             for group, part in zip(optimizer.param_groups, (1, 0.25), strict=True):
                 group["lr"] = part * 1e-7 * 10 ** ((len(losses) - 1) / 50)

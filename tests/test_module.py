@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,33 @@ def test_training_loss_and_accuracy_are_means_over_samples_not_minibatches(size:
 
 
 @LOOPS
-def test_windows_hold_the_minibatches_since_the_last_flush(size: int | None) -> None:
+@pytest.mark.parametrize(("log_every", "steps"), [(1, range(1, 11)), (2, (2, 4, 5, 6, 8, 10)), (4, (4, 5, 8, 10)), (50, (5, 10))])
+def test_every_row_of_the_training_loss_is_about_equally_many_updates(log_every: int, steps: Sequence[int], size: int | None) -> None:
+    """The last `log_every`, or an epoch's where it has fewer, also across the end of an epoch."""
     net = linear()
-    _, memory = fit(net, Recipe(standing, constant), size, log_every=2)
-    order = epoch_order(22, 0, 0)
-    assert memory.steps("train/loss") == [2, 4, 5]
-    for step, part in zip((2, 4, 5), order.split(10), strict=True):
-        assert memory.lines["train/loss", step] == pytest.approx(log_loss(Y[part], probabilities(net, X[part]), labels=[0, 1, 2]), rel=1e-6)
+    _, memory = fit(net, Recipe(standing, constant), size, log_every=log_every, max_epochs=2)
+    minibatches = [part for epoch in (0, 1) for part in epoch_order(22, 0, epoch).split(5)]
+    assert memory.steps("train/loss") == memory.steps("train/acc") == memory.steps("grad_norm") == list(steps)
+    for step in steps:
+        part = torch.cat(minibatches[step - min(log_every, 5) : step])
+        guess = probabilities(net, X[part])
+        assert memory.lines["train/loss", step] == pytest.approx(log_loss(Y[part], guess, labels=[0, 1, 2]), rel=1e-6)
+        assert memory.lines["train/acc", step] == pytest.approx(accuracy_score(Y[part], guess.argmax(1)), rel=1e-6)
+
+
+@LOOPS
+def test_the_window_lets_go_of_what_the_next_row_is_not_about(size: int | None) -> None:
+    """Minibatches kept on the device are never more than a row needs; of 5 an epoch, the row at step 6 needs 4 and 5 too."""
+    kept: dict[int, list[int]] = {}
+
+    class Look(pl.Callback):
+        chunked = True
+
+        def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+            kept[trainer.global_step] = list(module.window.updates)
+
+    fit(linear(), Recipe(standing, constant), size, log_every=3, max_epochs=2, callbacks=[Look()])
+    assert {step: kept[step] for step in (3, 5, 6, 9, 10)} == {3: [3], 5: [4, 5], 6: [], 9: [8, 9], 10: [10]}
 
 
 @LOOPS
@@ -161,8 +181,7 @@ def test_gradient_norm_under_accumulation_is_that_of_the_groups_gradient(size: i
     net = linear()
     _, memory = fit(net, Recipe(standing, constant), size, log_every=1, accumulate_grad_batches=2)
     parts = list(epoch_order(22, 0, 0).split(5))
-    # Lightning divides by 2 in the last, shorter group too: its gradient is half of its one minibatch's.
-    expected = [gradient_norm(net, parts[:2]), gradient_norm(net, parts[2:4]), gradient_norm(net, parts[4:]) / 2]
+    expected = [gradient_norm(net, parts[:2]), gradient_norm(net, parts[2:4]), gradient_norm(net, parts[4:])]
     assert [memory.lines["grad_norm", step] for step in (1, 2, 3)] == pytest.approx(expected)
 
 
@@ -189,7 +208,8 @@ def test_last_step_is_flushed_whole_where_max_steps_ends_an_epoch_early(size: in
     _, memory = fit(net, Recipe(standing, constant), size, max_steps=3, max_epochs=-1)
     seen = epoch_order(22, 0, 0)[:15]
     assert memory.lines["train/loss", 3] == pytest.approx(log_loss(Y[seen], probabilities(net, X[seen])), rel=1e-6)
-    assert memory.steps("grad_norm") == memory.steps("lr") == [3]
+    assert memory.steps("grad_norm") == [3]
+    assert memory.steps("lr") == [0, 3]
 
 
 @LOOPS
@@ -211,6 +231,7 @@ def test_rate_logged_at_step_s_is_that_of_the_s_th_update(size: int | None) -> N
     recipe = Recipe(partial(torch.optim.SGD, lr=0.5), lambda step, total: 1 - step / total)
     module, memory = fit(linear(), recipe, size, log_every=1, max_epochs=2)
     assert [memory.lines["lr", step] for step in range(1, 11)] == [0.5 * (1 - step / 10) for step in range(10)]
+    assert memory.lines["lr", 0] == 0.5, "and at the beginning that of the first one"
     assert module.trainer.optimizers[0].param_groups[0]["lr"] == 0.5 * (1 - 9 / 10), "it ends at factor(total − 1)"
 
 

@@ -125,7 +125,7 @@ def test_a_schedule_over_the_whole_run_is_that_of_the_longer_run_from_there_on(w
     factor = schedulers.get(name).function
 
     def rate(step: int, total: int) -> float:
-        value = factor(step - 1, total)  # the row at a step is about the update that made it
+        value = factor(max(0, step - 1), total)  # the row at a step is about the update that made it, at 0 about the first
         return 0.08 * (value[0] if isinstance(value, tuple) else value)
 
     result = resume(parts, ["trainer.max_epochs=5"])

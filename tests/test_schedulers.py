@@ -393,7 +393,7 @@ SAMPLES, BATCH, RATE = 70, 8, 0.05  # 9 minibatches an epoch, the last of 6
 
 
 def logged(schedule: Any, epochs: int, accumulate: int, chunk: int | None, folder: Path) -> tuple[list[float], list[float]]:
-    """The rate that the journal has at each step, and the momentum of each update."""
+    """The rate that the journal has at each step from 1 on, and the momentum of each update, which the journal has too if it is cycled."""
     x = torch.randn(SAMPLES, 4, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] > 0).long()
     momenta: list[float] = []
@@ -403,13 +403,14 @@ def logged(schedule: Any, epochs: int, accumulate: int, chunk: int | None, folde
         made.register_step_pre_hook(lambda optimizer, *_: momenta.append(optimizer.param_groups[0]["momentum"]))
         return made
 
-    rates: dict[int, float] = {}
+    journal: dict[str, dict[int, float]] = {"lr": {}, "momentum": {}}
 
     class Rates(pl.loggers.logger.Logger):
         name, version = "rates", 0
 
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-            rates.update({step or 0: metrics["lr"]} if "lr" in metrics else {})
+            for key in journal.keys() & metrics.keys():
+                journal[key][step or 0] = metrics[key]
 
         def log_hyperparams(self, *arguments: Any, **named: Any) -> None: ...
 
@@ -430,8 +431,12 @@ def logged(schedule: Any, epochs: int, accumulate: int, chunk: int | None, folde
     if chunk is not None:
         use_chunks(trainer, chunk)
     trainer.fit(module, Batches(x, y, BATCH, seed=0), evaluation_batches(x[:8], y[:8]))
-    assert list(rates) == list(range(1, len(rates) + 1))
-    return list(rates.values()), momenta
+    (first, *rates), cycled = journal["lr"].values(), list(journal["momentum"].values())
+    assert list(journal["lr"]) == list(range(len(rates) + 1))
+    assert first == rates[0], "at the beginning, that of the first update"
+    assert cycled in ([], [momenta[0], *momenta])
+    assert bool(cycled) == isinstance(schedule(0, 10), tuple)
+    return rates, momenta
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -90,7 +90,7 @@ def test_every_counter_agrees_with_the_closed_form(workdir: Path, accumulate: in
     assert calls == pytest.approx([0.05 * factor(step, steps)[0] for step in range(steps)], rel=1e-9)
     for row in written:
         if row.key == "lr":
-            assert row.value == pytest.approx(0.05 * factor(row.step - 1, steps)[0], rel=1e-9)
+            assert row.value == pytest.approx(0.05 * factor(max(0, row.step - 1), steps)[0], rel=1e-9)
     best = load(result.run_dir / "checkpoints" / "best.ckpt")
     values = [(row.step, row.value) for row in written if row.key == "val/acc"]
     assert best["global_step"] == max(values, key=lambda pair: pair[1])[0]

@@ -41,8 +41,8 @@ class Engine:
 
     A graph is made at the first whole minibatch, and again when the network is no longer what it was made for: another
     mode, another setting of a layer, a part that is frozen or no longer frozen. Minibatches of another size, an epoch's
-    ragged last one, or that an augmentation left in another order in memory, run operation by operation; so does everything
-    where a graph cannot be had, with the reason in the log.
+    ragged last one, or of another weight, those of a group that is not whole, or that an augmentation left in another order in
+    memory, run operation by operation; so does everything where a graph cannot be had, with the reason in the log.
 
     `auto` makes its graph after the first chunk, which need not wait for it, and for long enough runs only.
 
@@ -100,9 +100,9 @@ class Engine:
             self._given_up = True
         return not self._given_up
 
-    def _execute(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
-        if self._given_up or (x.shape[0], weight) != self._whole:
-            return self._eager(x, y, opens, closes, weight)
+    def _execute(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0, factor: float = 1.0) -> Outcome:
+        if self._given_up or factor != 1.0 or (x.shape[0], weight) != self._whole:
+            return self._eager(x, y, opens, closes, weight, factor)
         step, updates = self._step, self._updates
         if step is not None and not updates.cut_short and step.moved:
             self._refuse_a_move()

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from dnnkit.data.resident import Minibatch, default_generator, minibatch_seed
 from dnnkit.loop.chunk import Chunk
-from dnnkit.module import Module, Outcome, ScheduleLR
+from dnnkit.module import Module, Outcome, ScheduleLR, scaled
 
 
 class Execute(Protocol):
-    """Does one minibatch: x `(batch, *inputs)`, y `(batch, ...)`, and on several devices the weight of its share.
+    """Does one minibatch: x `(batch, *inputs)`, y `(batch, ...)`; `weight` times its data loss, `factor` times loss and penalty.
 
     `opens`: clear the gradients first. `closes`: clip and update afterwards. In between the minibatch's gradient, over
-    the number of minibatches in a group, is added. Everything else about a step is the caller's.
+    the number of minibatches in a whole group, is added. Everything else about a step is the caller's.
     """
 
-    def __call__(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
+    def __call__(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0, factor: float = 1.0) -> Outcome:
         """Do it."""
         ...
 
@@ -34,12 +34,12 @@ def eager_step(trainer: pl.Trainer, module: Module) -> Execute:
     clip_value, clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
     forward, autocast, unsynchronised = _forward(trainer, module), autocast_of(trainer), _unsynchronised(trainer)
 
-    def execute(x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
+    def execute(x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0, factor: float = 1.0) -> Outcome:
         if opens:
             optimizer.zero_grad()
         with nullcontext() if closes else unsynchronised():
             with autocast():
-                outcome = forward(x, y, weight)
+                outcome = scaled(forward(x, y, weight), factor)
             module.guard.see_loss(outcome, module.window.update)
             (outcome.total / accumulate if accumulate > 1 else outcome.total).backward()  # type: ignore[no-untyped-call]
         if closes:
@@ -65,14 +65,15 @@ def run_chunk(
     # Beforehand: between two minibatches, which leave little else in the processor's cache, the same code takes several times as long.
     seeds = [minibatch_seed(seed, number + place, rank) for place in range(chunk.size)]
     rates = iter([schedule.at(scheduled + updates + done) for done in range(chunk.updates)])
-    for index, (own_seed, (x, y, *weight)) in enumerate(zip(seeds, minibatches, strict=True), start=chunk.first):
+    portions = module.portions(range(chunk.first, chunk.stop))
+    for index, (own_seed, part, (x, y, *weight)) in enumerate(zip(seeds, portions, minibatches, strict=True), start=chunk.first):
         generator.manual_seed(own_seed)
         window.latest, window.update, closes = (x, y), updates + 1, chunk.closes(index)
         if closes:
             schedule.give(*next(rates))
             updates += 1
             module.begin_update(updates, index, index == end)
-        outcome = execute(x, y, chunk.opens(index), closes, *weight)
+        outcome = execute(x, y, chunk.opens(index), closes, weight[0] * part.loss if weight else part.loss, part.total)
         window.keep(outcome, y, with_output)
         if closes:
             module.finish_update(updates)

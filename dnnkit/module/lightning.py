@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import pytorch_lightning as pl
@@ -16,13 +16,15 @@ from torch.optim import Optimizer
 
 from dnnkit.data.resident import Minibatch, default_generator, minibatch_seed
 from dnnkit.errors import ConfigError, Problem, nearest
+from dnnkit.module.accumulation import WHOLE, Portion, portion_of_epoch, sizes_of
 from dnnkit.module.frozen import Frozen
 from dnnkit.module.gather import gather_batches, several, take_buffers_of_rank_0
 from dnnkit.module.groups import clip_apart, gradient_norm
 from dnnkit.module.guard import Guard, check_finite
 from dnnkit.module.monte_carlo import MonteCarlo
+from dnnkit.module.pace import Pace
 from dnnkit.module.schedule import ScheduleLR
-from dnnkit.module.task import Evaluation, Outcome, Recipe, Task, minimised
+from dnnkit.module.task import Evaluation, Outcome, Recipe, Task, minimised, scaled
 from dnnkit.module.window import Window, at_least_float32
 from dnnkit.network.freezing import Freezing
 
@@ -32,10 +34,19 @@ log = logging.getLogger("dnnkit")
 class Module(pl.LightningModule):
     """Trains `net` for a Task by a Recipe, with the same numbers under Lightning's own loop and under the chunked one.
 
-    Every `log_every` optimizer steps, and at an epoch's end, train/loss (the mean data loss over the samples since the
-    last time; the penalty is train/penalty), train/<metric> over the same samples, lr and grad_norm (of that step,
-    before clipping) go to the loggers; after a validation or test pass, loss and metrics of all samples at once.
-    Step = optimizer steps done. All of them are also `trainer.callback_metrics`, for callbacks that monitor one.
+    Every `log_every` optimizer steps, and at an epoch's end, these go to the loggers; step = optimizer steps done:
+    - train/loss, the mean data loss over the samples of the last W updates, with W the smaller of `log_every` and an epoch's
+      updates (all so far where training is ended before there are W), each measured before its update; the penalty is
+      train/penalty, and train/<metric> is of the same samples. At an epoch's end, a W of a whole epoch makes it the epoch's mean.
+    - grad_norm, of the gradient of the last update, before clipping.
+    - lr, and momentum where the schedule cycles it: those that the optimizer holds at that step, with which it made the last
+      update, or at step 0 will make the first. They are recorded at step 0, and between two of the steps above wherever their
+      curve turns (`pace.corners`), so that a line through the points shows every shape, a warm-up's too.
+    After a validation or test pass, loss and metrics of all samples at once follow. All of them are also
+    `trainer.callback_metrics`, for callbacks that monitor one.
+
+    Where gradients are added up over `trainer.accumulate_grad_batches` minibatches, an update has the gradient of the mean loss
+    over the examples of its group, plus the penalty, whatever sizes they have and however few the last group of an epoch has.
 
     A metric that is NaN, because it is not defined for these samples, is left out of the journal.
 
@@ -59,11 +70,12 @@ class Module(pl.LightningModule):
         self.frozen = Frozen(net, freezing)
         self.task, self.recipe, self.log_every = task, recipe, log_every
         self.window = Window()
+        self.pace = Pace()
         self.guard = Guard()
         self.evaluations: dict[str, Evaluation] = {}
         self._passing: list[tuple[Tensor, Tensor]] = []
         self._monte_carlo = MonteCarlo(task, recipe.seed)
-        self._window_to_load: Mapping[str, Any] = {}
+        self._to_load: Mapping[str, Mapping[str, Any]] = {}
         self._undefined: set[str] = set()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,6 +110,8 @@ class Module(pl.LightningModule):
         # In the window, because torch's modules take microseconds to set an attribute.
         window = self.window
         window.update, window.last, window.due = step, last, last and self.flush_due(step, index)
+        if window.due:
+            window.left = self._updates_of(self.trainer.num_training_batches - index - 1)
 
     def finish_update(self, step: int) -> None:
         """What follows the optimizer's update number `step`: the constraint, and the flush where one is due."""
@@ -105,9 +119,19 @@ class Module(pl.LightningModule):
             with torch.no_grad():
                 self.recipe.constrain(self.net)
             self.frozen.put_back()
-        self.window.rate = self._schedule.rate
+        self.pace.add(self._schedule.rate, self._schedule.momentum)
         if self.window.due:
             self._flush(step)
+            self._forget_until_next(step)
+
+    def portions(self, indices: Iterable[int]) -> list[Portion]:
+        """What minibatches of the epoch weigh in the groups over which their gradients are added up."""
+        trainer = self.trainer
+        accumulate, length = trainer.accumulate_grad_batches, trainer.num_training_batches
+        if accumulate == 1 or not math.isfinite(length):  # of a stream without an end, no group is shorter that anybody could foresee
+            return [WHOLE for _ in indices]
+        sizes = sizes_of(trainer.train_dataloader)
+        return [portion_of_epoch(index, int(length), accumulate, sizes) for index in indices]
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, with its schedule over `trainer.estimated_stepping_batches` steps."""
@@ -154,8 +178,11 @@ class Module(pl.LightningModule):
         number = self.trainer.fit_loop.total_batch_idx
         default_generator(self.device).manual_seed(minibatch_seed(self.recipe.seed, number, self.trainer.global_rank))
         self.window.latest = batch[0], batch[1]
-        outcome = self.objective(*batch)
-        self.guard.see_loss(outcome, self.trainer.global_step + 1)
+        x, y, *weight = batch
+        [part] = self.portions([batch_idx])
+        outcome = scaled(self.objective(x, y, math.prod((*weight, part.loss))), part.total)
+        self.window.update = self.trainer.global_step + 1
+        self.guard.see_loss(outcome, self.window.update)
         self.window.keep(outcome, batch[1], bool(self.task.metrics))
         return outcome.total
 
@@ -175,9 +202,10 @@ class Module(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Begin with nothing kept from a run or a pass that was broken off."""
         self.window.clear()
+        self.pace.clear()
         self._passing.clear()
         self._monte_carlo.clear()
-        self._window_to_load = {}
+        self._to_load = {}
         if stage == "fit" and several():
             self.frozen.require_gradients()
 
@@ -195,7 +223,10 @@ class Module(pl.LightningModule):
         """Continue where a checkpoint stopped: inside a window, and inside an epoch."""
         self.guard.begin(self)
         self.on_train_epoch_start()  # of an epoch that it goes on with Lightning calls it only where it starts
-        self.window.load_state_dict(self._window_to_load, self.device)
+        self.window.load_state_dict(self._to_load.get("window", {}), self.device)
+        self.pace.load_state_dict(self._to_load.get("pace", {}))
+        if not self.pace.begun:
+            self._begin_pace()
         if self.trainer.global_rank > 0:
             self.window.keep_no_samples()
         # The loaders were made for `estimated_stepping_batches`, before the checkpoint's state was read;
@@ -213,27 +244,55 @@ class Module(pl.LightningModule):
         """Measure and journal what the window holds, where it holds an update."""
         if self.guard.broke_off:
             self.window.norm = None  # of an update that was not made
-        if self.window.rate is not None:
+        if self.pace.moved:
             self._flush(self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the open window, so that the first flush after a resume says what it would have said."""
+        """Keep the window and the pace, so that the first flush after a resume says what it would have said."""
         checkpoint["dnnkit_window"] = self.window.gathered().state_dict()
+        checkpoint["dnnkit_pace"] = self.pace.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the open window from a checkpoint that has one."""
-        self._window_to_load = checkpoint.get("dnnkit_window", {})
+        """Take window and pace from a checkpoint that has them."""
+        self._to_load = {name: checkpoint.get(f"dnnkit_{name}", {}) for name in ("window", "pace")}
+
+    def _updates_of(self, minibatches: float) -> float:
+        return minibatches if math.isinf(minibatches) else -(-minibatches // self.trainer.accumulate_grad_batches)
+
+    @property
+    def _width(self) -> float:
+        """How many updates a row of the training loss is about."""
+        return min(self.log_every, self._updates_of(self.trainer.num_training_batches))
+
+    def _begin_pace(self) -> None:
+        """A run begins: what the first update will be made with is on record."""
+        self.pace.add(self._schedule.rate, self._schedule.momentum)
+        if self.trainer.global_step == 0:
+            for step, values in self.pace.rows(0):
+                self._journal(values, step)
 
     def _flush(self, step: int) -> None:
+        self.window.forget(int(step - self._width))
         window = self.window.gathered()
-        values = window.summary(self.task.metrics)
-        self.window.clear()
+        *turns, (_, last) = self.pace.rows(step)
+        values = {**window.summary(self.task.metrics), **last}
+        if self.window.norm is not None:
+            values["grad_norm"] = float(self.window.norm)
+        self.window.norm, self.window.due = None, False
         for key in ("train/loss", "train/penalty", "grad_norm"):
-            check_finite(key, values.get(key, 0.0), window.first_not_finite(step, self.trainer.accumulate_grad_batches))
+            check_finite(key, values.get(key, 0.0), window.first_not_finite(step))
+        for turn, pace in turns:
+            self._journal(pace, turn)
         self._journal(values, step)
         self._tell(values, step)
         self.trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
         self.trainer.progress_bar_metrics["train/loss"] = values["train/loss"]
+
+    def _forget_until_next(self, step: int) -> None:
+        """Keep of the window what the next row of the training loss will be about too."""
+        left = self.window.left or self._updates_of(self.trainer.num_training_batches)  # of the next epoch, where this one is over
+        following = step + min(self.log_every - step % self.log_every, left)
+        self.window.forget(int(following - self._width))
 
     def _check_watched(self) -> None:
         """ConfigError where a schedule would wait for a metric that is never measured."""

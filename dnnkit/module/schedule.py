@@ -32,6 +32,7 @@ class ScheduleLR(LRScheduler):
             "betas" if "betas" in group else "momentum" if group.get("momentum", 0) > 0 else None for group in optimizer.param_groups
         ]
         self.rate = self._peak  # of the next update, before any scale that a parameter group has
+        self.momentum: float | None = None  # of the next update; None where the schedule gives none, or no group has one
         super().__init__(optimizer)
 
     @classmethod
@@ -105,3 +106,6 @@ class ScheduleLR(LRScheduler):
                 group["betas"] = (momentum, *group["betas"][1:])
             elif key == "momentum":
                 group["momentum"] = momentum
+            else:
+                continue
+            self.momentum = momentum

@@ -52,12 +52,17 @@ class Recipe:
 
 
 class Outcome(NamedTuple):
-    """One minibatch: `total` = `loss` + `penalty` is what is minimised; all but `output` are scalars."""
+    """One minibatch: `total` is what is minimised, `loss` + `penalty` where nothing is weighted; all but `output` are scalars."""
 
     total: Tensor
     loss: Tensor
     output: Tensor
     penalty: Tensor | None
+
+
+def scaled(outcome: Outcome, factor: float) -> Outcome:
+    """The outcome with `factor` times what is minimised."""
+    return outcome if factor == 1.0 else outcome._replace(total=outcome.total * factor)
 
 
 def minimised(

@@ -51,7 +51,7 @@ def learning_curves(run_dir: Path) -> Path | None:
 
 
 def learning_rate(run_dir: Path) -> Path | None:
-    """The learning rate used at each journalled optimizer step, below it the momentum where it was journalled.
+    """The learning rate from step 0 on, below it the momentum where it was journalled: lines through what the journal holds.
 
     Writes `figures/learning_rate.png`; None where no rate was journalled.
     """

@@ -20,7 +20,7 @@ from dnnkit.data.randomness import same_randomness
 from dnnkit.data.resident import Batches, default_generator, minibatch_seed
 from dnnkit.diagnostics.ramp import Ramp, geometric_rates
 from dnnkit.errors import ConfigError, DnnkitError, PluginError, Problem
-from dnnkit.module import Recipe, minimised
+from dnnkit.module import Recipe, minimised, portion, scaled
 from dnnkit.module.frozen import Frozen
 from dnnkit.module.groups import clip_apart
 from dnnkit.network.freezing import Freezing, freezing
@@ -125,15 +125,16 @@ class _Climb:
         return ramp
 
     def _gradient(self, minibatches: Sequence[Numbered]) -> float:
-        """Leave the gradients of these minibatches, each over the number of a whole group, added up; their mean loss."""
+        """Leave the gradient of the mean over these minibatches' examples, as a run would; that mean, of loss and penalty."""
         self._optimizer.zero_grad()
-        losses = []
+        examples, losses = sum(len(y) for _, _, y in minibatches), []
         for number, x, y in minibatches:
             self._generator.manual_seed(minibatch_seed(self._recipe.seed, number, 0))
+            part = portion(len(y), examples, len(minibatches), self._accumulate)
             with self._autocast():
-                total = minimised(self._net, x, y, self._loss, self._recipe.penalty).total
-            (total / self._accumulate).backward()  # type: ignore[no-untyped-call]
-            losses.append(float(total.detach()))
+                found = minimised(self._net, x, y, self._loss, self._recipe.penalty, part.loss)
+            (scaled(found, part.total).total / self._accumulate).backward()  # type: ignore[no-untyped-call]
+            losses.append(float(found.total.detach()))
         return sum(losses) / len(losses)
 
     def _update(self, rate: float) -> None:
