@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Hashable
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -17,6 +18,7 @@ from dnnkit.data.resident import Batches, share
 from dnnkit.errors import ConfigError, Problem
 from dnnkit.loop.captured import CannotCapture, Form, Kind, StepGraph, capture, form
 from dnnkit.loop.graph import Tensors
+from dnnkit.loop.race import TURN, Race, Way, faster
 from dnnkit.loop.step import Execute, autocast_of, eager_step
 from dnnkit.loop.synced import SyncedBatchNorm
 from dnnkit.loop.updates import Updates, as_defined
@@ -44,7 +46,9 @@ class Engine:
     ragged last one, or of another weight, those of a group that is not whole, or that an augmentation left in another order in
     memory, run operation by operation; so does everything where a graph cannot be had, with the reason in the log.
 
-    `auto` makes its graph after the first chunk, which need not wait for it, and for long enough runs only.
+    `auto` makes its graph after the first chunk, which need not wait for it, and for long enough runs only. It then goes on in
+    the way that is the faster by the times of the next chunks, which take turns. Where the two are equal up to rounding
+    alone, on three devices or more, no clock decides: the graph is kept.
 
     Raises ConfigError there if `wanted` is `captured` or `compiled`.
     """
@@ -56,6 +60,8 @@ class Engine:
         self._given_up = wanted == "eager"
         self._undecided = wanted == "auto"
         self._chunks = 0
+        self._race: Race | None = None
+        self._why, self._seconds = "it was asked for", dict[Way, float]()
         self._graphs: dict[Hashable, StepGraph] = {}
         self._state: Hashable = None
         self._step: StepGraph | None = None
@@ -78,8 +84,29 @@ class Engine:
     def chunk(self) -> Execute:
         """How the minibatches of the next chunk are executed."""
         self._chunks += 1
+        if self._race is not None:
+            self._judge(self._race)
         if self._given_up or (self._undecided and not self._pays()):
             return self._eager
+        race = self._race
+        if race is not None and race.way == "eager":
+            return race.timed(self._eager, self._is_whole)
+        self._begin_chunk()
+        return self._execute if race is None else race.timed(self._execute, self._is_whole)
+
+    def longest(self, wanted: int) -> int:
+        """How many minibatches the next chunk may have at most: few while two ways take turns."""
+        return wanted if self._race is None else min(wanted, TURN)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """How minibatches are run now, and why: `wanted used why`, and `ms_per_minibatch` by way where both were timed."""
+        made = self._step is not None or bool(self._graphs)
+        report = {"wanted": self._wanted, "used": self._kind if made and not self._given_up else "eager", "why": self._why}
+        return report | ({"ms_per_minibatch": {way: 1000 * value for way, value in self._seconds.items()}} if self._seconds else {})
+
+    def _begin_chunk(self) -> None:
+        """Have the graph of the network as it is now, if it was made before; the updates of its minibatches begin."""
         module = self.module
         state = fingerprint(module.net, module.task.loss, module.recipe.penalty), self._made_for, _has_own_objective(module)
         if self._on_any_rank(state != self._state or (self._step is not None and self._step.moved)):
@@ -87,7 +114,9 @@ class Engine:
             # Ranks make their graphs together: whether one of them has made it before is its own affair.
             self._step = None if several() else self._graphs.get(state)
         self._updates.begin_chunk()
-        return self._execute
+
+    def _is_whole(self, x: Tensor, weight: float, factor: float) -> bool:
+        return factor == 1.0 and (x.shape[0], weight) == self._whole
 
     def _pays(self) -> bool:
         """Whether it is time for a graph; where too little is left to train, that is the end of it."""
@@ -97,11 +126,35 @@ class Engine:
         left = (trainer.estimated_stepping_batches - trainer.global_step) * trainer.accumulate_grad_batches
         if left < _WORTHWHILE:
             log.info("training steps run operation by operation: for %d minibatches more, a graph would not pay", left)
-            self._given_up = True
+            self._given_up, self._why = True, "a graph would not pay"
+        elif trainer.world_size <= 2:
+            self._race = Race(self.module.device)
         return not self._given_up
 
+    def _judge(self, race: Race) -> None:
+        """Let the faster way go on, as soon as it shows which one that is."""
+        race.end_chunk()
+        bound = race.bound
+        if bound is None:
+            return
+        seconds = {way: self._of_slowest_rank(value) for way, value in race.seconds().items()}
+        verdict = faster(seconds, bound)
+        if verdict is not None:
+            self._go_on(verdict, seconds)
+
+    def _go_on(self, way: Way, seconds: dict[Way, float]) -> None:
+        self._race = None
+        if math.isnan(seconds["eager"]):  # no minibatch was of the size that a graph is made for
+            return
+        self._seconds, self._why = seconds, "it is the faster, or as fast"
+        text = "a minibatch takes %.3f ms as a graph and %.3f ms operation by operation: training goes on %s"
+        goes = "as a graph" if way == "captured" else "operation by operation"
+        log.info(text, 1000 * seconds["captured"], 1000 * seconds["eager"], goes)
+        if way == "eager":
+            self._run_eagerly()
+
     def _execute(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0, factor: float = 1.0) -> Outcome:
-        if self._given_up or factor != 1.0 or (x.shape[0], weight) != self._whole:
+        if self._given_up or not self._is_whole(x, weight, factor):
             return self._eager(x, y, opens, closes, weight, factor)
         step, updates = self._step, self._updates
         if step is not None and not updates.cut_short and step.moved:
@@ -155,6 +208,8 @@ class Engine:
         if several() and self._trainer.world_size > 2:
             log.info("from three devices on, sums over them are equal to those of eager steps up to rounding: they add in another order")
         self._keep(step)
+        if self._race is not None:
+            self._race.spoil()
         return step
 
     def _keep(self, step: StepGraph) -> None:
@@ -173,6 +228,14 @@ class Engine:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag)
 
+    def _of_slowest_rank(self, seconds: float) -> float:
+        """All have to ask together, and get the same."""
+        if not several():
+            return seconds
+        slowest = torch.tensor(seconds, device=self.module.device)
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        return float(slowest)
+
     def _check(self) -> None:
         self._made += 1
         module = self.module
@@ -188,6 +251,10 @@ class Engine:
         if self._wanted != "auto":
             raise ConfigError([Problem("trainer.engine", f"cannot be {self._wanted} here: {reason}", ("auto", "eager"))])
         log.warning("training steps run operation by operation, which is slower: %s", reason)
+        self._race, self._why = None, reason
+        self._run_eagerly()
+
+    def _run_eagerly(self) -> None:
         self._given_up, self._step = True, None
         self._graphs.clear()
 

@@ -71,6 +71,13 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
         else:
             self._engine.begin_epoch()
 
+    @property
+    def report(self) -> dict[str, Any]:
+        """How minibatches are run, and why: `wanted used why`, and `ms_per_minibatch` by way where both were timed."""
+        if self._by_chunks and self._engine is not None:
+            return self._engine.report
+        return {"wanted": self._wanted, "used": "eager", "why": "; ".join(sorted(self._reasons)) or "nothing was trained"}
+
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Run one chunk, or one minibatch where chunks cannot be.
 
@@ -121,7 +128,8 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
         if trainer.val_check_batch not in (None, float("inf")):
             done = self.batch_progress.total.ready if trainer.check_val_every_n_epoch is None else first
             boundaries.append(until_multiple(done, int(trainer.val_check_batch)))
-        return chunk_of(self.chunk_size, first, int(trainer.num_training_batches), accumulate, boundaries)
+        assert self._engine is not None
+        return chunk_of(self._engine.longest(self.chunk_size), first, int(trainer.num_training_batches), accumulate, boundaries)
 
     def _updates_until_somebody_looks(self) -> Iterator[int]:
         trainer, step = self.trainer, self.global_step
@@ -223,8 +231,8 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
 def use_chunks(trainer: pl.Trainer, chunk_size: int = 50, engine: Wanted = "auto") -> pl.Trainer:
     """Give `trainer` the chunked epoch loop, `chunk_size` minibatches at most per chunk, and hand it back. Before `fit`.
 
-    `engine`: how a step is run, `eager`, `captured`, `auto` (captured where that is possible) or `compiled`. The numbers
-    depend on neither, but that those of a compiled step are equal to rounding only.
+    `engine`: how a step is run, `eager`, `captured`, `auto` (the faster of these, by the times of the first chunks) or `compiled`.
+    The numbers depend on neither, but that those of a compiled step are equal to rounding only.
     """
     if engine not in ENGINES:
         raise ConfigError([Problem("engine", f"must be one of {', '.join(ENGINES)}, got {engine!r}", nearest(str(engine), ENGINES))])
@@ -233,6 +241,13 @@ def use_chunks(trainer: pl.Trainer, chunk_size: int = 50, engine: Wanted = "auto
     stock = trainer.fit_loop.epoch_loop
     trainer.fit_loop.epoch_loop = ChunkedEpochLoop(trainer, stock.min_steps, stock.max_steps, chunk_size, engine)
     return trainer
+
+
+def engine_report(trainer: pl.Trainer) -> dict[str, Any]:
+    """How the chunked loop of `trainer` runs its minibatches, and why: `wanted used why`, `ms_per_minibatch` where it was measured."""
+    loop = trainer.fit_loop.epoch_loop
+    assert isinstance(loop, ChunkedEpochLoop)
+    return loop.report
 
 
 def _add(progress: _Progress, field: str, n: int) -> None:

@@ -29,6 +29,11 @@ from dnnkit.record.identity import DnnkitStatus, RunRecord, Status, config_diges
 from dnnkit.record.journal import Journal
 from dnnkit.record.log import RunLog
 
+#: What is kept of the parts of a run that was resumed.
+_OF_A_PART = (
+    *("config/config.yaml", "config/overrides.yaml"),
+    *("environment/environment.json", "environment/packages.txt", "environment/engine.json"),
+)
 SUBFOLDERS = ("config", "environment", "checkpoints", "diagnostics", "figures")
 
 
@@ -69,10 +74,14 @@ class RunFolder:
         write_json(self.path / "environment" / "environment.json", environment(device))
         write_text(self.path / "environment" / "packages.txt", packages())
 
+    def write_engine(self, report: Mapping[str, Any]) -> None:
+        """`environment/engine.json`: how training steps were run, and why; the times by which `trainer.engine=auto` chose."""
+        write_json(self.path / "environment" / "engine.json", dict(report))
+
     def keep_earlier(self) -> int:
         """Keeps config and environment of the part of the run that is over, as `config.1.yaml` and so on; the part's number."""
         number = 1 + len(list((self.path / "config").glob("config.*.yaml")))
-        for name in ("config/config.yaml", "config/overrides.yaml", "environment/environment.json", "environment/packages.txt"):
+        for name in _OF_A_PART:
             path = self.path / name
             if path.exists():
                 write_text(path.with_name(f"{path.stem}.{number}{path.suffix}"), path.read_text("utf-8"))

@@ -24,7 +24,7 @@ from dnnkit.data.resident import Batches
 from dnnkit.data.sizing import evaluation_batch
 from dnnkit.diagnostics import as_metrics
 from dnnkit.errors import CheckpointError, DivergedError, Interrupted
-from dnnkit.loop import use_chunks
+from dnnkit.loop import engine_report, use_chunks
 from dnnkit.loop.strategy import RankStrategy, leave_signals_alone
 from dnnkit.loop.synced import SyncBatchNorm
 from dnnkit.module import Module
@@ -98,6 +98,8 @@ def fit_and_test(
         except DivergedError as error:
             _draw(folder)
             raise diagnosis.diverged(error) from error
+        finally:
+            folder.write_engine(engine_report(trainer))
         each.keep_the_end(trainer)
         # After the checkpoint, so that nothing here can cost it; before the best weights take the last ones' place.
         diagnosis.finish(trainer.global_step)
