@@ -120,7 +120,7 @@ def test_the_run_folder_holds_everything_that_is_promised(workdir: Path) -> None
     written = {
         "": ("run.json", "params.json", "tags.json", "dataset.json", "metrics.jsonl", "timing.jsonl", "run.log"),
         "config/": ("config.yaml", "overrides.yaml"),
-        "environment/": ("environment.json", "packages.txt"),
+        "environment/": ("environment.json", "packages.txt", "engine.json"),
         "checkpoints/": ("best.ckpt", "last.ckpt"),
         "figures/": ("learning_curves.png", "learning_rate.png", "confusion_matrix.png"),
         "diagnostics/": ("signal.json", "signal.png"),
