@@ -3,6 +3,7 @@
 #   make test       the quick tests            make test-all   the slow ones as well
 #   make check      all that a change must pass
 #   make bench      side by side with peers     make docs       the catalogue and its figures, from the code
+#   make device     what a machine with a GPU has to show; DNNKIT_PYTHON=python3 uses that interpreter, and its torch, in place of .venv
 #   make rules      what the linter's rules are worth, measured on real images
 # PYTHON=python3.12 chooses the interpreter for a new .venv; DNNKIT_DATA is the folder with data sets, if there is one.
 
@@ -18,7 +19,7 @@ PYTEST := $(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-re
 # pytest ends with 5 when nothing was selected.
 NONE_IS_FINE := || test $$? -eq 5
 
-.PHONY: help run test test-slow test-all check bench rules docs clean
+.PHONY: help run test test-slow test-all check bench device rules docs clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -56,6 +57,9 @@ check: $(STAMP)
 
 bench: $(PEERS)
 	$(PY) -m benchmarks --write
+
+device: $(if $(DNNKIT_PYTHON),,$(STAMP))
+	$(or $(DNNKIT_PYTHON),$(PY)) -m benchmarks.device
 
 rules: $(STAMP)
 	$(PY) -m benchmarks.rules --write

@@ -1,7 +1,7 @@
 """`python -m benchmarks [PART …]`: dnnkit side by side with its peers.
 
-Parts: `epochs` (networks, optimizers, batch sizes), `growth` (width, depth, rows, metrics), `startup`, `steps` (ways to run one),
-`record` (journal and MLflow).
+Parts: `epochs` (networks, optimizers, batch sizes), `choice` (auto beside graph and eager), `growth` (width, depth, rows,
+metrics), `startup`, `steps` (ways to run one), `record` (journal and MLflow).
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import contenders, document, epochs, growth, record, startup, steps
+from benchmarks import choice, contenders, document, epochs, growth, record, startup, steps
 from benchmarks.driver import ROOT
 from benchmarks.jobs import MNIST, NETWORKS, OPTIMIZERS, SYNTHETIC
 from benchmarks.rows import find_data
 
 DOCS, PAGE, RESULTS = ROOT / "docs", ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results.json"
-_PARTS = {"epochs": epochs, "growth": growth, "startup": startup, "steps": steps, "record": record}
+_PARTS = {"epochs": epochs, "choice": choice, "growth": growth, "startup": startup, "steps": steps, "record": record}
+
+
+_OF_CHOICE = ("networks", "optimizers", "batch_sizes", "epochs", "rows")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,6 +58,7 @@ def _plans(options: argparse.Namespace) -> dict[str, Any]:
     quick: dict[str, dict[str, Any]] = (
         {
             "epochs": {"networks": ("mlp",), "batch_sizes": (32, 128), "rounds": 1, "epochs": 2, "rows": 5500},
+            "choice": {"networks": ("mlp",), "epochs": 4},
             "growth": {"width": (64, 1024), "depth": (1, 16), "rows": (2000, 10_000), "metrics": (1, 10), "epochs": 1},
             "startup": {"rounds": 2},
             "steps": {"processes": 1, "blocks": 10, "compiled": False},
@@ -67,6 +71,7 @@ def _plans(options: argparse.Namespace) -> dict[str, Any]:
     asked = {name: value for name in names if (value := getattr(options, name)) is not None}
     plans = {
         "epochs": epochs.Plan(data, **{**quick["epochs"], **asked}),
+        "choice": choice.Plan(data, **{**quick["choice"], **{name: asked[name] for name in _OF_CHOICE if name in asked}}),
         "growth": growth.Plan(data, **quick["growth"]),
         "startup": startup.Plan(**quick["startup"]),
         "steps": steps.Plan(data, **quick["steps"]),
@@ -88,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--write", action="store_true", help="write results.json, and the tables and figures of docs/performance.md")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write everything that was measured to this file")
     parser.add_argument("--data", choices=(MNIST, SYNTHETIC), help="default: mnist where DNNKIT_DATA has it, else synthetic")
-    of_epochs = parser.add_argument_group("of the part epochs")
+    of_epochs = parser.add_argument_group("of the part epochs, some of choice too")
     known = contenders.CONTENDERS
     of_epochs.add_argument(
         "--contenders",

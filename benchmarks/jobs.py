@@ -38,7 +38,8 @@ class Work:
     """`epochs` epochs of training with validation after each; `tracking` is whether the contenders that can tell MLflow do.
 
     `folder` holds the rows, as `write_rows` leaves them there. `hidden`: widths in place of the network's own. `metrics`
-    are accuracies, `top_k` for k from 1, of training and validation. `slower` divides the rate.
+    are accuracies, `top_k` for k from 1, of training and validation. `slower` divides the rate. dnnkit is stopped after its
+    epochs where it is told that `planned` are to come: what pays over many is then seen in few.
     """
 
     data: str
@@ -52,6 +53,7 @@ class Work:
     rows: int = 0
     tracking: bool = True
     slower: float = 1.0
+    planned: int = 0
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -84,8 +86,8 @@ class Work:
             f"data.batch_size={self.batch_size}",
             f"optimizer={'momentum' if self.optimizer == 'sgd' else self.optimizer}",
             f"optimizer.lr={self.rate}",
-            f"trainer.max_epochs={self.epochs}",
-            f"trainer.early_stopping={self.epochs}",
+            f"trainer.max_epochs={self.planned or self.epochs}",
+            f"trainer.early_stopping={self.planned or self.epochs}",
             "trainer.threads=1",
             f"tracking={'mlflow' if self.tracking else 'none'}",
         ]

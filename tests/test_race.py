@@ -119,11 +119,13 @@ def play(way_costs: dict[Way, Callable[[], float]], clock: Hand, rounds: int = 2
     for number in range(2 * rounds):
         cost = way_costs[contest.way]
 
-        def execute(x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0, cost: Callable[[], float] = cost) -> Outcome:
+        def execute(
+            x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0, factor: float = 1.0, cost: Callable[[], float] = cost
+        ) -> Outcome:
             clock.now += cost()
             return Outcome(x, x, x, None)
 
-        run = contest.timed(execute, lambda x, weight: True)
+        run = contest.timed(execute, lambda x, weight, factor: True)
         for _ in range(10):
             run(X, Y, True, True)
         contest.end_chunk()
@@ -156,7 +158,7 @@ def test_minibatches_of_another_size_and_those_that_make_a_graph_do_not_count(ha
     contest = Race(CPU)
 
     def chunk(sizes: Sequence[int], spoiled: int | None = None) -> None:
-        def execute(x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0) -> Outcome:
+        def execute(x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0, factor: float = 1.0) -> Outcome:
             if len(seen) == spoiled:
                 contest.spoil()
                 hand.now += 1000
@@ -165,7 +167,7 @@ def test_minibatches_of_another_size_and_those_that_make_a_graph_do_not_count(ha
             return Outcome(x, x, x, None)
 
         seen: list[int] = []
-        run = contest.timed(execute, lambda x, weight: len(x) == 2)
+        run = contest.timed(execute, lambda x, weight, factor: len(x) == 2)
         for size in sizes:
             run(X[:size], Y[:size], True, True)
         contest.end_chunk()
@@ -215,7 +217,7 @@ def test_a_gpu_is_waited_for_between_chunks_alone(monkeypatch: pytest.MonkeyPatc
     FakeEvent.calls.clear()
     contest = Race(torch.device("cuda", 0))
     assert isinstance(contest._clock, DeviceClock)
-    run = contest.timed(lambda x, y, opens, closes, weight=1.0: Outcome(x, x, x, None), lambda x, weight: True)
+    run = contest.timed(lambda x, y, opens, closes, weight=1.0, factor=1.0: Outcome(x, x, x, None), lambda x, weight, factor: True)
     for _ in range(10):
         run(X, Y, True, True)
     assert all(call.startswith("record") for call in FakeEvent.calls)

@@ -16,15 +16,20 @@ from benchmarks.networks import parameters
 class EpochMeter(pl.Callback):
     """Calls `boundary` as each epoch begins and after the last, validation, checkpoints and loggers' epoch-end work included.
 
-    Only as a trainer's first callback: what the others do as an epoch begins then belongs to that epoch.
+    Only as a trainer's first callback: what the others do as an epoch begins then belongs to that epoch. The trainer is
+    stopped after `epochs` of them, if it would go on.
     """
 
-    def __init__(self, boundary: Boundary) -> None:
-        self._boundary = boundary
+    def __init__(self, boundary: Boundary, epochs: int | None = None) -> None:
+        self._boundary, self._epochs = boundary, epochs
         self.facts: Facts = {}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._boundary()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == self._epochs:
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._boundary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,10 +18,11 @@ from dnnkit.registry import REGISTRIES, metrics
 
 
 def train(work: Work, boundary: Boundary, *changes: str) -> Facts:
-    meter = EpochMeter(boundary)
+    meter = EpochMeter(boundary, work.epochs)
     with _metered(meter):
-        dnnkit.train(dnnkit.compose([*work.overrides(), *_metrics(work.metrics), *changes]))
-    return meter.facts
+        run = dnnkit.train(dnnkit.compose([*work.overrides(), *_metrics(work.metrics), *changes])).run_dir
+    engine = json.loads((run / "environment" / "engine.json").read_text("utf-8"))
+    return {**meter.facts, "as_graph": float(engine["used"] != "eager")}
 
 
 @contextmanager

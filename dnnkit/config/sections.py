@@ -26,7 +26,8 @@ class Trainer:
     Counts are in minibatches or epochs as named; `limit_*_batches` and `val_check_interval` are a count of minibatches
     or a share of an epoch. `chunk_size` is the number of minibatches that are run between two looks at the clock; it
     changes no number. `engine` is how a step is run: `eager` operation by operation; `captured` as a graph, with the same
-    numbers, or not at all; `auto` captured where that is possible; `compiled` by torch.compile, equal to rounding only.
+    numbers, or not at all; `auto` the faster of these two, by the times of the first chunks; `compiled` by torch.compile, equal
+    to rounding only.
     `early_stopping` is the patience in validations, null to train to the end. `sync_batch_norm`: on
     several devices, batch normalization over the whole minibatch instead of each device's share.
     """
