@@ -15,7 +15,7 @@ from benchmarks.device.bare import ROOT
 from benchmarks.jobs import MNIST, SYNTHETIC, synthetic_images
 
 Status = Literal["passed", "failed", "skipped"]
-_QUIET = ("tracking=none", "trainer.progress_bar=false", "diagnostics.every=0")
+_QUIET = ("tracking=none", "trainer.progress_bar=false", "diagnostics.every=null")
 
 
 @dataclass(frozen=True)
