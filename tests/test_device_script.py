@@ -28,11 +28,13 @@ def here() -> Setting:
     return Setting(cuda=False, quick=True, root=None)
 
 
-@pytest.mark.parametrize("name", ["engines", "cuda_graph", "no_waiting", "resume", "auto_engine"])
-def test_a_check_shows_on_a_cpu_what_can_be_shown_there(name: str, here: Setting, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["engines", "no_waiting", "resume"])
+def test_a_check_shows_on_a_cpu_what_can_be_shown_there(
+    name: str, here: Setting, workdir: Path, unrecorded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checks, "_WORKLOADS", dict(list(checks._WORKLOADS.items())[:1]))
     verdict = CHECKS[name].run(here)
-    wanted = "skipped" if name in ("cuda_graph", "no_waiting") else "passed"
+    wanted = "skipped" if name == "no_waiting" else "passed"
     assert (verdict.status, bool(verdict.reason)) == (wanted, wanted == "skipped"), verdict
     if name == "no_waiting":  # all chunks but the first of each run were watched
         assert all(count >= 2 for count in verdict.figures.values())
@@ -40,7 +42,7 @@ def test_a_check_shows_on_a_cpu_what_can_be_shown_there(name: str, here: Setting
         assert 0 < verdict.figures["stopped at step"] < verdict.figures["steps"]
 
 
-def test_runs_that_differ_in_a_bit_are_told_apart(workdir: Path) -> None:
+def test_runs_that_differ_in_a_bit_are_told_apart(workdir: Path, unrecorded: None) -> None:
     one, again, other = train(*SMALL), train(*SMALL), train(*SMALL, "seed=1")
     assert difference(one, again) == ""
     assert difference(one, other) == "metrics.jsonl differs"
@@ -49,7 +51,7 @@ def test_runs_that_differ_in_a_bit_are_told_apart(workdir: Path) -> None:
     assert not same({"a": [torch.zeros(2)]}, {"a": [-torch.zeros(2)]})
 
 
-def test_what_waits_for_a_gpu_inside_a_chunk_is_refused(here: Setting, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_for_a_gpu_inside_a_chunk_is_refused(workdir: Path, unrecorded: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The calls of torch.cuda, in their order: on before each chunk but the first, off while the window is flushed."""
     modes = [0]
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
