@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.device.bare import environment, missing
 
-#: For what is left of a check when its time is up.
+#: In less than that nothing can be shown.
 _NO_TIME_S = 5
 
 
@@ -59,7 +59,7 @@ def _all(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="dnnkit-device-", ignore_cleanup_errors=True) as scratch:
         for name in options.names or CHECKS:
             left = 60 * options.minutes - (time.monotonic() - began)
-            found.append(check(name, min(CHECKS[name].seconds, left), lambda name, s: _child(name, s, options.quick, Path(scratch))))
+            found.append(check(name, CHECKS[name].seconds, left, lambda name, s: _child(name, s, options.quick, Path(scratch))))
             _say(console, found[-1])
             write(options.out, machine, found, time.monotonic() - began)
     _table(console, found)
@@ -67,15 +67,16 @@ def _all(options: argparse.Namespace) -> int:
     return int(any(finding.status == "failed" for finding in found))
 
 
-def check(name: str, seconds: float, start: Callable[[str, float], Mapping[str, Any]]) -> Finding:
-    """One check, `start`ed as a process that ends within `seconds`; skipped where next to nothing is left."""
-    if seconds < _NO_TIME_S:
+def check(name: str, seconds: float, left: float, start: Callable[[str, float], Mapping[str, Any]]) -> Finding:
+    """One check, `start`ed as a process that ends within `seconds`; skipped where less is `left` and that does not do."""
+    if left < _NO_TIME_S:
         return Finding(name, "skipped", "the time was up", 0.0, {})
     began = time.monotonic()
     try:
-        verdict = start(name, seconds)
+        verdict = start(name, min(seconds, left))
     except subprocess.TimeoutExpired:
-        verdict = {"status": "failed", "reason": f"did not end within {seconds:.0f} s", "figures": {}}
+        late = {"status": "failed", "reason": f"did not end within {seconds:.0f} s", "figures": {}}
+        verdict = late if seconds <= left else {**late, "status": "skipped", "reason": "the time was up before it ended"}
     return Finding(name, seconds=round(time.monotonic() - began, 1), **verdict)
 
 

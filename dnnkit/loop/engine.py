@@ -61,7 +61,8 @@ class Engine:
         self._undecided = wanted == "auto"
         self._chunks = 0
         self._race: Race | None = None
-        self._why, self._seconds = "it was asked for", dict[Way, float]()
+        self._why = "training ended before the faster way was known" if wanted == "auto" else "it was asked for"
+        self._seconds: dict[Way, float] = {}
         self._graphs: dict[Hashable, StepGraph] = {}
         self._state: Hashable = None
         self._step: StepGraph | None = None
@@ -129,6 +130,8 @@ class Engine:
             self._given_up, self._why = True, "a graph would not pay"
         elif trainer.world_size <= 2:
             self._race = Race(self.module.device)
+        else:
+            self._why = "on three devices or more eager steps are equal up to rounding, between which no clock decides"
         return not self._given_up
 
     def _judge(self, race: Race) -> None:
