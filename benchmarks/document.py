@@ -34,9 +34,14 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 
 
 def update_json(path: Path, part: str, found: Mapping[str, Any]) -> None:
-    """Put what a part found into the file; what other parts found stays. A list of plain values takes one line."""
+    """Put what a part found into the file; what other parts found stays."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    text = json.dumps({**kept, part: found}, indent=1, ensure_ascii=False)
+    write_json(path, {**kept, part: found})
+
+
+def write_json(path: Path, found: Mapping[str, Any]) -> None:
+    """A file in which a list of plain values takes one line."""
+    text = json.dumps(found, indent=1, ensure_ascii=False)
     short = re.sub(r"\[([^\[\]{}]*)\]", lambda row: "[" + " ".join(row[1].split()) + "]", text)
     path.write_text(short + "\n", encoding="utf-8")
 

@@ -72,8 +72,9 @@ class NormalizationSettings:
 Role = Literal["weight", "bias", "norm", "slope"]
 
 
-#: Of what a rule of the linter finds: an error ends the run before it begins, a warning is said, a hint is said on request.
-Severity = Literal["error", "warning", "hint"]
+#: Of what a rule of the linter finds: an error ends the run before it begins, a warning is said, a hint is said on request. A remark
+#: is said on request too and offers no override: what one would change was measured, and it did not help.
+Severity = Literal["error", "warning", "hint", "remark"]
 
 
 @dataclass(frozen=True)

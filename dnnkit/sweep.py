@@ -16,18 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from dnnkit.config import Composer, Config, compose
-from dnnkit.config.triage import parse, quoted
+from dnnkit.config.triage import CLI, line, parse, quoted
 from dnnkit.errors import ConfigError, DnnkitError, Interrupted, Problem
 from dnnkit.record import strip_credentials
 
@@ -38,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("dnnkit")
 
 _PARAMS = "hydra.sweeper.params"
+#: How Hydra, its sweepers and its launchers refuse; the last three are what settings of a wrong type or value come to. Jobs raise nothing.
+_REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, TypeError, ValueError)
 #: Up to so many jobs are checked one by one before the first starts; of more, every value of every axis.
 CHECKED_ONE_BY_ONE = 32
 #: An axis with more values than this is a slip of the keyboard, such as seed=range(0,1e9).
@@ -90,8 +97,8 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, consol
         hydra = Hydra("dnnkit", composer.loader)
         try:
             hydra.multirun("config", job, [*overrides, f"hydra.sweep.dir={scratch}"], with_log_configuration=False)
-        except (HydraException, OmegaConfBaseException, AssertionError) as error:  # the last is how a sweeper of Hydra's refuses settings
-            raise ConfigError([Problem("the sweep", f"cannot be run: {' '.join(str(error).split())}")]) from error
+        except _REFUSALS as error:
+            raise ConfigError(_refused(error, overrides)) from error
         except KeyboardInterrupt as error:
             stopped = [outcome for outcome in _outcomes(scratch) if outcome.exit_code > 128]
             raise Interrupted(stopped[-1].exit_code - 128, stopped[-1].message) if stopped else error from None
@@ -110,13 +117,62 @@ def swept_keys(composer: Composer, overrides: Sequence[str]) -> list[str]:
 def check_jobs(composer: Composer, overrides: Sequence[str]) -> list[Checked]:
     """Judge every job of a sweep, by its data too, as `check_run` does one config, and raise what that raises.
 
-    ConfigError has every problem of every job, each once.
+    ConfigError has every problem of every job, each once; where there is none, that for which Hydra would refuse the sweep.
     """
     from dnnkit.training.check import check_run
 
     found: list[Checked] = []
     check_sweep(composer, overrides, lambda cfg: found.append(check_run(cfg)))
+    _rehearse(composer, spelt_out(overrides))
     return found
+
+
+def _rehearse(composer: Composer, overrides: Sequence[str]) -> None:
+    """ConfigError for a sweep that Hydra refuses: its sweeper and its launcher do all that they do, but nothing is launched.
+
+    Another sweeper than Hydra's own may go by the results of its jobs, so that no more than its settings are tried.
+    """
+    with tempfile.TemporaryDirectory(prefix="dnnkit-check-") as scratch:
+        try:
+            hydra = Hydra("dnnkit", composer.loader)
+            tree = hydra.compose_config("config", [*overrides, f"hydra.sweep.dir={scratch}"], RunMode.MULTIRUN)
+            context = HydraContext(composer.loader, Callbacks(tree))
+            sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=_nothing, config=tree)
+            if isinstance(sweeper, BasicSweeper):
+                sweeper.launcher = _Unlaunched()
+                sweeper.sweep(list(tree.hydra.overrides.task))
+        except _REFUSALS as error:
+            raise ConfigError(_refused(error, overrides)) from error
+
+
+class _Unlaunched(Launcher):
+    """A launcher that launches nothing."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Nothing is needed for it."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """No job returns anything."""
+        return []
+
+
+def _nothing(_cfg: DictConfig) -> None:
+    """The task of a job that is never launched."""
+
+
+def _refused(error: Exception, overrides: Sequence[str]) -> list[Problem]:
+    """What to say where Hydra refuses a sweep: the intervals, which only an adaptive sweeper takes, or Hydra's own words."""
+    intervals = [override for override in parse(overrides)[0] if override.is_sweep_override() and not override.is_discrete_sweep()]
+    if intervals and isinstance(error, HydraException):
+        return [_interval(override) for override in intervals]
+    return [Problem("the sweep", f"cannot be run: {' '.join(str(error).split())}")]
+
+
+def _interval(override: Override) -> Problem:
+    key, interval = override.get_key_element(), override.value()
+    assert isinstance(interval, IntervalSweep)
+    message = "is an interval, from which only an adaptive sweeper can draw; Hydra's own, hydra/sweeper=basic, takes values"
+    return Problem(line(override), message, (f"{key}={interval.start:g},{interval.end:g}",), origin=CLI)
 
 
 def check_sweep(composer: Composer, overrides: Sequence[str], judge: Callable[[Config], None] | None = None) -> str:

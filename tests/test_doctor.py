@@ -169,11 +169,12 @@ def test_the_doctor_shows_every_layer_and_writes_numbers_and_figures(workdir: Pa
 
 
 def test_the_doctors_numbers_are_json(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--json", "--output", "there", "data=iris", "dropout=dropout"]) == 0
+    words = ["data=iris", "regularizer=l1", "dropout=dropout"]
+    assert main(["doctor", "--json", "--output", "there", *words]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["samples"] == report["layers"][0]["samples"] < 150
-    assert [finding["rule"] for finding in report["findings"]] == ["selu_dropout"]
-    assert (report["fix"], report["cured"]) == (["dropout=alpha_dropout", "dropout.p=0.2"], True)
+    assert [(one["rule"], one["fix"]) for one in report["findings"]] == [("selu_penalty", ["regularizer=none"]), ("selu_dropout", [])]
+    assert (report["fix"], report["cured"]) == (["regularizer=none"], True)  # a remark asks for no cure, and gives none
     assert (workdir / "there" / "diagnostics" / "signal.json").is_file()
 
 

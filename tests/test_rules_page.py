@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ import pytest
 import dnnkit
 from benchmarks.rules import __main__ as command
 from benchmarks.rules import measure, page
-from benchmarks.rules.scenarios import COMMON, SCENARIOS, SEEDS, Scenario, finding
+from benchmarks.rules.scenarios import COMMON, SCENARIOS, SEEDS, Scenario, asked_for, finding, tried
 from dnnkit.errors import DivergedError
 from dnnkit.lint import Finding
 from dnnkit.training.check import check_run
+from dnnkit_plugins.rule_parts import TRIALS, measured
 from docs.generate.records import builtin
 
 STALE = "the rules or their figures have changed since the page was written: python -m benchmarks.rules --page"
@@ -54,10 +56,10 @@ def test_every_rule_has_a_section_with_its_reason_its_source_and_all_that_was_tr
         words = " ".join(sections[record.name].replace("\\", "").split())
         assert record.summary in words
         assert f"Source: {record.source}" in words
-        assert f"A {record.facts.get('severity', 'warning')}." in words
+        assert f"A {record.facts.get('severity', 'warning')}{', on request: ' if record.facts.get('on_request') else '.'}" in words
     for scenario, held in every(found):
         assert f"`{scenario.bad}`" in sections[scenario.rule]
-        assert f"`{shlex.join(held['fix'])}`" in sections[scenario.rule]
+        assert f"`{shlex.join(held['tried'])}`" in sections[scenario.rule]
         if held["seeds"]:
             assert f"| [{scenario.rule}](#{scenario.rule}) | {scenario.about} |" in text
 
@@ -93,12 +95,35 @@ def test_a_bad_config_is_found_and_what_was_measured_as_mended_is_not(scenario: 
     """On digits, which are always there; the five epochs of another data set are another number of steps, and change no override."""
     common = "data=digits", "data.batch_size=128"
     bad = scenario.overrides(*common)
-    [fix] = [held["fix"] for other, held in every(found) if other == scenario]
-    assert list(finding(scenario, *common).fault.fix) == fix, UNMEASURED
-    before, after = judged(*bad), judged(*bad, *fix)
+    [held] = [held for other, held in every(found) if other == scenario]
+    said, words = finding(scenario, *common), [*bad, *asked_for(scenario.rule)]
+    assert (said.severity, tried(scenario, said)) == (held["severity"], held["tried"]), UNMEASURED
+    if said.severity == "remark":
+        assert f"{scenario.about} " in said.fault.measured
+        assert f", with {shlex.join(held['tried'])} " in said.fault.measured
+    before, after = judged(*words), judged(*words, *held["tried"])
     assert scenario.rule not in after
     # Nor is one fault mended by another.
-    assert {one.rule for one in after.values() if one.severity != "hint"} <= set(before)
+    assert {one.rule for one in after.values() if one.severity == "warning"} <= set(before)
+
+
+def test_what_was_measured_not_to_help_is_not_offered_and_what_is_offered_was_measured_to_help(found: dict[str, Any]) -> None:
+    """Held to the figures as they are: a mend of which a scenario shows the reverse, or none harm, belongs into a remark."""
+    rows = [held for _, held in every(found) if held["seeds"]]
+    offered, remarked = ([held for held in rows if (held["severity"] == "remark") is which] for which in (False, True))
+    assert {page.verdict(held) for held in remarked} == {page.NOTHING, page.REVERSE}
+    asked = [scenario.about for scenario, _ in every(found) if asked_for(scenario.rule)]
+    assert {page.verdict(held) for held in offered if held["about"] not in asked} == {page.HARM}
+
+
+def test_the_rules_say_the_figures_of_the_page(found: dict[str, Any]) -> None:
+    assert json.loads(TRIALS.read_text(encoding="utf-8")) == page.trials(found), STALE
+    rows = {(scenario.rule, scenario.about): held for scenario, held in every(found)}
+    said = measured("selu_dropout")
+    for about in ("5 SELU layers", "20 SELU layers, less dropout"):
+        held = rows["selu_dropout", about]
+        given, changed = (f"{median(held[side]):.3f}" for side in measure.SIDES)
+        assert f"{about} {given}, with {shlex.join(held['tried'])} {changed}, worse with every seed" in said
 
 
 def test_every_config_stays_within_ten_thousand_images_and_five_epochs() -> None:
@@ -132,8 +157,11 @@ def test_a_run_is_its_test_accuracy_and_nothing_when_it_diverges(monkeypatch: py
 
 
 def test_a_rule_without_anything_that_mends_it_cannot_be_measured() -> None:
-    with pytest.raises(ValueError, match="deep_sigmoid has nothing that mends activation=relu"):
+    with pytest.raises(ValueError, match="deep_sigmoid has nothing to say of activation=relu"):
         finding(Scenario("deep_sigmoid", "no sigmoid", "activation=relu"))
+    remark = Scenario("selu_dropout", "nothing is tried", "dropout=dropout")
+    with pytest.raises(ValueError, match="selu_dropout has nothing to mend dropout=dropout: nothing"):
+        tried(remark, finding(remark))
 
 
 def test_figures_of_one_rule_are_kept_beside_those_of_the_others(tmp_path: Path, found: dict[str, Any]) -> None:
@@ -150,5 +178,5 @@ def test_measured_again_the_harm_is_in_the_same_direction(rule: str, data_root: 
     [scenario] = [one for one in SCENARIOS if one.rule == rule]
     [(_, [held])] = measure.measure([Scenario(rule, scenario.about, scenario.bad, seeds=(0, 1))], 1)
     [before] = found["rules"][rule]
-    assert (held["found"], held["fix"]) == (before["found"], before["fix"])
+    assert (held["found"], held["tried"]) == (before["found"], before["tried"])
     assert page.verdict(held) == page.verdict(before) == page.HARM

@@ -124,7 +124,36 @@ WRONG = [
     ["seed=1,2", "hydra.sweeper.max_batch_size=0"],
     ["seed=1,2", "hydra/launcher=joblibb"],
     ["seed=1,2", "hydra.mode=x"],
+    ["seed=1,2", "hydra.sweeper.max_batch_size=x"],
+    ["seed=1,2", "hydra.sweeper.max_batch_size=1.5"],
     ["seed=1,2", "optimizer.lr=interval(0.1,0.2)"],
+    ["seed=1,2", "optimizer.lr=tag(a,interval(0.1,0.2))"],
+    ["+hydra.sweeper.params.optimizer.lr='interval(0.1,0.2)'"],
+    ["seed=int(interval(1,2))"],
+    ["seed=choice()"],
+    ["seed=range(5,1)"],
+    ["seed=1,2", "hydra.launcher.no_such=1"],
+    ["seed=1,2", "hydra/sweeper=basic,basic"],
+    ["seed=1,"],
+]
+#: Every form of an axis, and of what a sweep is run by, with nothing wrong.
+GOOD = [
+    ["seed=choice(1,2)"],
+    ["seed=range(1,3)"],
+    ["optimizer.lr=range(0.1,0.3,0.1)"],
+    ["seed=sort(2,1)"],
+    ["activation=sort(selu,relu,reverse=true)"],
+    ["seed=shuffle(range(1,4))"],
+    ["seed=tag(a,b,choice(1,2))"],
+    ["activation=glob(se*)"],
+    ["optimizer.lr=float(1,2)"],
+    ["model.hidden=[3],[4,5]"],
+    ["activation=selu,selu"],
+    ["seed=1,2", "seed=3,4"],
+    ["seed=7"],
+    ["seed=1,2", "hydra.sweeper.max_batch_size=1"],
+    ["hydra.sweeper.params={seed: '1,2'}"],
+    ["+sweeps=lr"],
 ]
 
 
@@ -132,9 +161,34 @@ WRONG = [
 def test_a_sweep_that_cannot_be_run_ends_with_2_and_leaves_nothing(
     overrides: list[str], workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["-m", *overrides, *SHORT]) == 2
-    assert "Traceback" not in capsys.readouterr().err
+    said = []
+    for command in (["-m"], ["check", "-m"]):
+        assert main([*command, *overrides, *SHORT]) == 2
+        said.append(capsys.readouterr().err)
+        assert "Traceback" not in said[-1]
+    assert said[0] == said[1]
     assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize("overrides", GOOD, ids=lambda words: " ".join(words))
+def test_a_sweep_that_is_found_valid_is_run(
+    overrides: list[str], workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[Config] = []
+    monkeypatch.setattr(sweep.Job, "_train", lambda _self, cfg, _console: trained.append(cfg) or untrained(cfg))
+    words = [*overrides, *SHORT, "data=iris"]
+    assert main(["check", "-m", *words]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert trained == []
+    assert main(["-m", *words]) == 0
+    assert said == (f"all {len(trained)} jobs are valid" if len(trained) > 1 else "the one job is valid")
+
+
+def test_an_interval_is_refused_with_values_that_could_be_tried_instead(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "-m", "optimizer.lr=interval(0.1,1)", *SHORT]) == 2
+    said = capsys.readouterr().err
+    assert "optimizer.lr=interval(0.1,1): is an interval, from which only an adaptive sweeper can draw" in said
+    assert "Did you mean 'optimizer.lr=0.1,1'?" in said
 
 
 def test_a_bad_value_leaves_no_folder_and_starts_no_run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,6 +267,8 @@ def test_an_experiment_that_asks_for_a_sweep_gets_one(
     path = workdir / "presets" / "experiment" / "grid.yaml"
     path.parent.mkdir(parents=True)
     path.write_text("hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 1,2,3\n", encoding="utf-8")
+    assert main(["check", "--config-dir", str(path.parent.parent), "+experiment=grid", *SHORT]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "all 3 jobs are valid"
     outcomes = run_sweep(["+experiment=grid", *SHORT], config_dir=str(path.parent.parent), console=QUIET)
     assert [outcome.overrides[0] for outcome in outcomes] == ["seed=1", "seed=2", "seed=3"]
     assert main(["--config-dir", str(path.parent.parent), "+experiment=grid", *SHORT]) == 0

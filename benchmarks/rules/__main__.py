@@ -19,6 +19,7 @@ from benchmarks.driver import ROOT
 from benchmarks.rules import page
 from benchmarks.rules.measure import measure
 from benchmarks.rules.scenarios import SCENARIOS
+from dnnkit_plugins.rule_parts import TRIALS
 from docs.generate.records import builtin
 
 PAGE, RESULTS = ROOT / "docs" / "rules.md", ROOT / "benchmarks" / "rules.json"
@@ -32,9 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"there is no rule {unknown[0]!r}; there are {', '.join(KNOWN)}")
     if not options.page:
         found = _measured(options.rules or KNOWN, options.processes, options.write)
-        Console().print(page.summary(found), markup=False, highlight=False, soft_wrap=True)
+        Console().print("\n\n".join(page.summary(found)), markup=False, highlight=False, soft_wrap=True)
     if options.page or options.write:
         PAGE.write_text(page.text(read(RESULTS)), encoding="utf-8")
+        document.write_json(TRIALS, page.trials(read(RESULTS)))
 
 
 def _measured(names: Sequence[str], processes: int, write: bool) -> dict[str, Any]:
@@ -70,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("rules", nargs="*", metavar="RULE", help=f"any of {' '.join(KNOWN)} (default: all)")
     parser.add_argument("--write", action="store_true", help="write benchmarks/rules.json and docs/rules.md")
-    parser.add_argument("--page", action="store_true", help="measure nothing: write docs/rules.md from benchmarks/rules.json")
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing: write docs/rules.md, and what the rules say of it, from benchmarks/rules.json"
+    )
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="side by side (default %(default)s)")
     return parser
 

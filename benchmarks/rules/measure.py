@@ -16,7 +16,7 @@ from unittest import mock
 from matplotlib.figure import Figure
 
 import dnnkit
-from benchmarks.rules.scenarios import COMMON, Scenario, finding
+from benchmarks.rules.scenarios import COMMON, Scenario, finding, tried
 from dnnkit.errors import DivergedError
 
 _QUIET = ("trainer=cpu", "trainer.threads=1", "trainer.progress_bar=false", "tracking=none")
@@ -51,14 +51,15 @@ def _results(trained: Mapping[tuple[str, int], Future[float | None]], resolved: 
 
 
 def _row(scenario: Scenario) -> dict[str, Any]:
-    fault = finding(scenario, *COMMON).fault
-    return {"about": scenario.about, "config": scenario.bad, "found": fault.found, "fix": list(fault.fix), "seeds": list(scenario.seeds)}
+    found = finding(scenario, *COMMON)
+    row = {"about": scenario.about, "config": scenario.bad, "found": found.fault.found}
+    return {**row, "severity": found.severity, "tried": tried(scenario, found), "seeds": list(scenario.seeds)}
 
 
 def _sides(row: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """The overrides of the bad config, and of the mended one, which has the linter's after its own."""
+    """The overrides of the bad config, and of the mended one, which has what is tried after its own."""
     bad = [*COMMON, *shlex.split(row["config"])]
-    return zip(SIDES, (bad, [*bad, *row["fix"]]), strict=True)
+    return zip(SIDES, (bad, [*bad, *row["tried"]]), strict=True)
 
 
 def accuracy(overrides: Sequence[str]) -> float | None:

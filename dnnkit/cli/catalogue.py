@@ -84,7 +84,7 @@ def _choices(group: str, held: dict[str, Any], guard: Guard) -> list[dict[str, s
     if group not in LISTED:
         raise ConfigError([Problem(group, f"there is no group of this name; there are: {', '.join(LISTED)}", nearest(group, LISTED))])
     if group in REGISTRIES:
-        named = [_row(name, found["record"]["summary"], _package(found["record"])) for name, found in held["components"][group].items()]
+        named = [_row(name, _summary(found["record"]), _package(found["record"])) for name, found in held["components"][group].items()]
         return [_row(name, summary, "dnnkit") for name, summary in switches(group).items()] + named + _files(group, guard)
     if group == "sweeps":
         return [
@@ -100,6 +100,12 @@ def switches(group: str) -> dict[str, str]:
 
 def _row(name: str, summary: str, origin: str) -> dict[str, str]:
     return {"name": name, "summary": summary, "origin": origin}
+
+
+def _summary(record: dict[str, Any]) -> str:
+    """What a component is for; of a rule of the linter that speaks on request alone, how it is asked too."""
+    request = record["kind"] == "lint" and record["facts"].get("on_request")
+    return f"{record['summary']} On request: lint.severity={{{record['name']}: hint}}." if request else str(record["summary"])
 
 
 def _package(record: dict[str, Any]) -> str:

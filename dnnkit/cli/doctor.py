@@ -106,15 +106,19 @@ def _say(report: Report, overrides: Sequence[str], folder: Path) -> None:
         # A number that is cut is worse than a line that is broken.
         Console(width=max(console.width, console.measure(table).maximum)).print(table)
     lines = [verdict.text for verdict in report.verdicts]
-    lines += [line for finding in report.findings if finding.severity != "hint" for line in finding.lines()]
+    lines += _lines(report, "error", "warning")
     if not lines:
         lines = ["nothing is wrong with the signal or the config"]
     elif report.fix:
         lines += ["with these overrides, which were tried, nothing is:", f"  {shlex.join([*overrides, *report.fix])}"]
     else:
         lines += ["of what was tried nothing mends all of it"]
-    for line in [*lines, f"numbers and figures: {folder / 'diagnostics'}"]:
+    for line in [*lines, *_lines(report, "remark"), f"numbers and figures: {folder / 'diagnostics'}"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _lines(report: Report, *severities: str) -> list[str]:
+    return [line for finding in report.findings if finding.severity in severities for line in finding.lines()]
 
 
 def _table(signals: Sequence[LayerSignal]) -> Table:

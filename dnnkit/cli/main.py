@@ -67,10 +67,12 @@ dnnkit check [-m] [OVERRIDES] [--config-dir DIR]
 
 Says everything that is wrong with a config, and makes nothing. Where its data are here, the network is built for them, and
 whatever names a layer of it or depends on the length of the run is checked too: optimizer.groups, freeze, the schedule.
-Nothing is downloaded. Of a sweep (-m) every job is checked, and none is run.
+Nothing is downloaded. Of a sweep (-m) every job is checked, and none is run; what Hydra would refuse of it is refused.
 
-Then it says what the rules of the linter find: what is right by itself and does not go together, and what to type instead.
-lint.ignore=[RULE], lint.strict=true and lint.severity={RULE: error} say which rules count; dnnkit list lint shows them.
+Then it says what the rules of the linter find: what is right by itself and does not go together, and what to type instead. A
+remark offers nothing: what one would change was measured, and it did not help.
+lint.ignore=[RULE], lint.strict=true and lint.severity={RULE: error} say which rules count; dnnkit list lint shows them, and
+which are asked only where lint.severity names them.
 
 Exit codes: 0 nothing is wrong, and otherwise that of the run: 2 config, 3 plugin, 4 data, 6 checkpoint."""
 
@@ -215,11 +217,12 @@ def _check(words: list[str]) -> int:
     from dnnkit.sweep import check_jobs, is_sweep
 
     composer = Composer(options.config_dir)
-    if options.multirun or is_sweep(options.overrides, options.config_dir):
+    sweep = options.multirun or is_sweep(options.overrides, options.config_dir)
+    cfg = None if sweep else composer.one(options.overrides)  # before PyTorch is imported
+    if cfg is None or composer.asks_for_sweep:
         checked = check_jobs(composer, options.overrides)
         valid = f"all {len(checked)} jobs are valid" if len(checked) > 1 else "the one job is valid"
     else:
-        cfg = composer.one(options.overrides)  # before PyTorch is imported
         from dnnkit.training.check import check_run
 
         checked, valid = [check_run(cfg)], "the config is valid"

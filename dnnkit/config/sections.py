@@ -89,7 +89,7 @@ class Lint:
     """What the linter does with what its rules find.
 
     `ignore`: rules that are not asked. `strict`: warnings are errors, which end the run before it begins. `severity`: that of
-    single rules in place of their own, such as `{selu_initializer: error}`.
+    single rules in place of their own, such as `{selu_initializer: error}`; a rule that speaks on request is asked where it is named here.
     """
 
     ignore: Annotated[Sequence[str], Check(_rule_problems, _rule_names)] = ()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dnnkit.config import Config
 from dnnkit.config.groups import entries, has_decay
+from dnnkit.config.lengths import limited
 from dnnkit.config.schedule import direction, watched
 from dnnkit.config.sections import metric_nodes, task_problems
 from dnnkit.data import DataSet, Source, prepare
@@ -113,7 +114,7 @@ def _check_limits(trainer: Mapping[str, Any], training: int, validation: int) ->
             message = f"takes less than one of {there} {'validation' if there is validation else 'training'} minibatches, got {wanted}"
             problems.append(Problem(f"trainer.{key}", message, (f"trainer.{key}=1",)))
     interval, limit = trainer["val_check_interval"], trainer["limit_train_batches"]
-    last = int(limit * training) if isinstance(limit, float) else min(limit, training)
+    last = limited(limit, training)
     if isinstance(interval, int) and interval > last:
         message = f"must be at most {last}, the minibatches of an epoch, got {interval}"
         problems.append(Problem("trainer.val_check_interval", message, ("trainer.val_check_interval=1.0",)))

@@ -117,7 +117,7 @@ def findings_of(run: Prepared) -> tuple[Finding, ...]:
 
 
 def _warnings(findings: Sequence[Finding]) -> list[Finding]:
-    return [finding for finding in findings if finding.severity != "hint"]
+    return [finding for finding in findings if finding.severity in ("error", "warning")]
 
 
 def _probe(run: Prepared) -> list[LayerSignal]:

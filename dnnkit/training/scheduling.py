@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dnnkit.config import Config
+from dnnkit.config.lengths import minibatches
 from dnnkit.config.schedule import Factor, Schedule, WarmUp, schedule_of
 from dnnkit.data import DataSet
 from dnnkit.errors import PluginError
@@ -18,10 +19,8 @@ log = logging.getLogger("dnnkit")
 
 def total_steps(values: Mapping[str, Any], rows: int) -> int:
     """The optimizer steps of a run on so many training examples: updates, of which an epoch's end makes one for what is left."""
-    trainer, whole = values["trainer"], math.ceil(rows / values["data"]["batch_size"])
-    limit = trainer["limit_train_batches"]
-    batches = int(limit * whole) if isinstance(limit, float) else min(limit, whole)
-    return int(trainer["max_epochs"] * math.ceil(batches / trainer["accumulate_grad_batches"]))
+    trainer = values["trainer"]
+    return int(trainer["max_epochs"] * math.ceil(minibatches(values, rows) / trainer["accumulate_grad_batches"]))
 
 
 def make_schedule(cfg: Config, rows: int) -> Schedule:

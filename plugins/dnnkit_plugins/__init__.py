@@ -17,8 +17,11 @@ from dnnkit_plugins import (
     own_data,
     regularizers,
     rules,
+    schedule_rules,
     schedulers,
+    selu_rules,
     table_data,
+    weight_rules,
 )
 
 __all__ = [
@@ -38,6 +41,9 @@ __all__ = [
     "own_data",
     "regularizers",
     "rules",
+    "schedule_rules",
     "schedulers",
+    "selu_rules",
     "table_data",
+    "weight_rules",
 ]

@@ -5,7 +5,8 @@ counted after gradient accumulation and across devices. Where a length may also 
 and 1, that share is rounded down to whole steps. Every schedule has `warmup_steps`, a linear warm-up before it.
 
 Facts for the linter: `length` is the setting that says how long the whole schedule is, `stage` how long one of its stages,
-`boundaries` where its pieces begin.
+`boundaries` where its pieces begin. Of one that watches a metric, `patience` is the setting that says how many measurements
+without improvement it waits for, and `every` which of them count.
 """
 
 import math
@@ -200,7 +201,7 @@ def one_cycle(
     return rate + share * (next_rate - rate), momentum + share * (next_momentum - momentum)
 
 
-@schedulers.register("performance")
+@schedulers.register("performance", patience="patience", every="every")
 class Performance:
     """Times `factor`, as often as the metric `monitor` has not been better than its best for more than `patience` measurements.
 
