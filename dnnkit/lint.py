@@ -72,6 +72,7 @@ def lint(config: Mapping[str, Any], **offered: Any) -> list[Finding]:
     for record in REGISTRIES["lint"]:
         if record.name in settings["ignore"] or not all(name in offered for name in record.offered):
             continue
+        severity_of(record, settings)  # which refuses one that there is not, whether or not something is found
         if not record.facts.get("on_request") or record.name in (settings["severity"] or {}):
             found += [_finding(record, settings, fault) for fault in _faults(record, config, offered)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -138,7 +137,7 @@ def _rehearse(composer: Composer, overrides: Sequence[str]) -> None:
             tree = hydra.compose_config("config", [*overrides, f"hydra.sweep.dir={scratch}"], RunMode.MULTIRUN)
             context = HydraContext(composer.loader, Callbacks(tree))
             sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=_nothing, config=tree)
-            if isinstance(sweeper, BasicSweeper):
+            if type(sweeper).__name__ == "BasicSweeper":  # by name, since Hydra's plugin manager imports a copy of its module
                 sweeper.launcher = _Unlaunched()
                 sweeper.sweep(list(tree.hydra.overrides.task))
         except _REFUSALS as error:
@@ -165,7 +164,8 @@ def _refused(error: Exception, overrides: Sequence[str]) -> list[Problem]:
     intervals = [override for override in parse(overrides)[0] if override.is_sweep_override() and not override.is_discrete_sweep()]
     if intervals and isinstance(error, HydraException):
         return [_interval(override) for override in intervals]
-    return [Problem("the sweep", f"cannot be run: {' '.join(str(error).split())}")]
+    words = " ".join(str(error).split()) or "a setting of hydra.sweeper or hydra.launcher is out of its bounds"
+    return [Problem("the sweep", f"cannot be run: {words}")]
 
 
 def _interval(override: Override) -> Problem:
