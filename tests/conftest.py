@@ -76,12 +76,43 @@ def uri(workdir: Path, migrated: Path) -> str:
     return resolve_uri(None, workdir, {})
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_drawer() -> Iterator[None]:
+    """Runs of this process without MLflow share the process that draws their figures: to start one for each takes a second."""
+    from dnnkit.sender import Sender
+    from dnnkit.training import Senders
+
+    close, start, kept = Senders.close, Senders.start, {}
+
+    def start_or_share(senders: Senders, uri: str | None) -> Sender:
+        if uri is None and None not in senders._senders:
+            if None not in kept or not kept[None]._in.open:
+                kept[None] = Sender.start(None)
+            senders._senders[None] = kept[None]
+        return start(senders, uri)
+
+    def close_the_others(senders: Senders) -> None:
+        for run_dir, (sender, wait_s) in senders._runs.items():
+            sender.wait(run_dir, wait_s)
+        if senders._senders.get(None) is kept.get(None):
+            senders._senders.pop(None, None)
+        close(senders)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Senders, "start", start_or_share)
+        patch.setattr(Senders, "close", close_the_others)
+        yield
+    for sender in kept.values():
+        sender.close(10.0)
+
+
 @pytest.fixture
 def unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs save empty pictures and list no packages, which is most of the time of a run of a few steps."""
-    from matplotlib.figure import Figure
+    """Runs have no pictures and list no packages, which is most of the time of a run of a few steps."""
+    from dnnkit.training import Senders
 
-    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: path.touch())
+    announce = Senders.announce
+    monkeypatch.setattr(Senders, "announce", lambda senders, sender, *told: sender.uri is None or announce(senders, sender, *told))
     monkeypatch.setattr("dnnkit.record.folder.packages", str)
 
 

@@ -29,7 +29,7 @@ def report(result: Result, console: Console) -> None:
     if result.tracking_uri is None:
         rows["MLflow run"] = f"none (tracking=none); the run's UUID is {result.uuid}"
     if result.message:
-        rows["MLflow"] = result.message
+        rows["figures" if result.tracking_uri is None else "MLflow"] = result.message
     look = None if result.run_id is None else look_at(result.run_dir)
     if look is not None:
         rows["look at it"] = look

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnnkit.disk import disk
+from dnnkit.disk import disk, replacing
 from dnnkit.record.curves import Curve, read_curves
 from dnnkit.record.journal import METRICS
 
@@ -194,7 +194,8 @@ def _save(figure: Figure, run_dir: Path, name: str, folder: str = "figures") -> 
     path = run_dir / folder / f"{name}.png"
     with disk(path):
         path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, metadata={"Software": None})  # without the stamp equal numbers give equal bytes
+    with replacing(path) as file:  # whole or not there: somebody else may be drawing or sending it
+        figure.savefig(file, format="png", metadata={"Software": None})  # without the stamp equal numbers give equal bytes
     return path
 
 

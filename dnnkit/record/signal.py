@@ -1,4 +1,4 @@
-"""What is known of a run besides its metrics: the signal probes, as numbers and as a figure, verdicts, the linter's findings."""
+"""What is known of a run besides its metrics: the signal probes, as numbers and as a figure, verdicts, findings, confused classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dnnkit.lint import Finding
 
 
-SIGNAL, VERDICTS, LINT, RATES = "signal.json", "verdicts.json", "lint.json", "lr.json"
+SIGNAL, VERDICTS, LINT, RATES, CONFUSION = "signal.json", "verdicts.json", "lint.json", "lr.json", "confusion_matrix.json"
 
 
 def write_signal(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> None:
@@ -35,6 +35,11 @@ def write_numbers(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) ->
 def write_verdicts(run_dir: Path, found: Mapping[str, Sequence[Verdict | Event | Divergence | Condition]]) -> None:
     """`diagnostics/verdicts.json`: under each name its verdicts, events or conditions; whole or not at all. Raises DiskError."""
     _write(run_dir / "diagnostics" / VERDICTS, {name: [one.to_dict() for one in found[name]] for name in found})
+
+
+def write_confusion(run_dir: Path, counts: Sequence[Sequence[int]], classes: Sequence[str] | None) -> None:
+    """`diagnostics/confusion_matrix.json`: `counts` of (true class, predicted class), and the classes by name or null. Raises DiskError."""
+    _write(run_dir / "diagnostics" / CONFUSION, {"classes": None if classes is None else list(classes), "counts": counts})
 
 
 def write_findings(run_dir: Path, findings: Sequence[Finding]) -> None:

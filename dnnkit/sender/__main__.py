@@ -1,4 +1,7 @@
-"""`python -m dnnkit.sender --follow` serves a training process; `python -m dnnkit.sender RUN_DIR` syncs one folder and exits."""
+"""`python -m dnnkit.sender --follow` serves a training process; `python -m dnnkit.sender RUN_DIR` syncs one folder and exits.
+
+With `--figures` there is no MLflow: figures are drawn, and that is all.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from dnnkit.errors import DnnkitError
+from dnnkit.record import RunRecord
+from dnnkit.record.draw import prepare
 from dnnkit.record.identity import scrub
 from dnnkit.sender.address import artifact_root, resolve_uri
 from dnnkit.sender.client import PATIENCE, Outcome
+from dnnkit.sender.drawer import Drawer, draw_or_say
 from dnnkit.sender.lines import LineReader, LineWriter
 from dnnkit.sender.sync import sync
 
@@ -27,13 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_dir", nargs="?", type=Path, help="a run folder to bring up to date in MLflow")
     parser.add_argument("--uri", help="tracking URI (default: the one that the run was recorded to)")
     parser.add_argument("--follow", action="store_true", help="serve a training process over standard input and output")
+    parser.add_argument("--figures", action="store_true", help="draw the figures and leave MLflow alone")
     options = parser.parse_args(arguments)
     if options.follow == (options.run_dir is not None):
         parser.error("give either a run folder or --follow")
     os.environ.update({key: value for key, value in PATIENCE.items() if key not in os.environ})
     if options.follow:
-        return serve(LineReader(0), LineWriter(_own_output()))
+        return serve(LineReader(0), LineWriter(_own_output()), options.figures)
     try:
+        if options.figures:
+            return _draw(options.run_dir)
         outcome = sync(options.run_dir, options.uri)
     except DnnkitError as error:
         print(error, file=sys.stderr)
@@ -41,26 +50,30 @@ def main(arguments: list[str] | None = None) -> int:
     return _report(outcome)
 
 
-def serve(announcements: LineReader, events: LineWriter) -> int:
+def serve(announcements: LineReader, events: LineWriter, figures_alone: bool = False) -> int:
     """Follows the folders announced on `announcements` until the other end is gone and every run is closed.
 
     MLflow is imported before anything has been heard, because the other end may be importing PyTorch meanwhile, and nothing
     is made. The first line names the store. It is opened at once, so that the first run need not wait for the tables.
+    `figures_alone`: there is neither; the first line is a run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     trainer = os.getppid()
-    _import_mlflow()
+    if not figures_alone:
+        _import_mlflow()
     lines = _first_lines(announcements)
     if not lines:
         return 0
-    follow, store = _open(lines.pop(0))
+    follow = (lambda run_dir: Drawer(run_dir, events.write)) if figures_alone else _following(lines.pop(0), events)
     active: dict[str, Any] = {}
     while announcements.open or active or lines:
         for line in lines:
             if "run" in line:
-                _announced(line["run"], active, lambda run_dir: follow(run_dir, store, events.write), events)
+                _announced(line["run"], active, follow, events)
         active = {path: follower for path, follower in active.items() if not follower.advance()}
         events.flush()
+        if active:
+            prepare()  # while they train: at their end somebody may be waiting for the figures
         wait = 0.0 if any(follower.behind for follower in active.values()) else POLL
         if not announcements.open and active:
             if os.getppid() != trainer:  # gone for certain, even if its number has been given to another process
@@ -86,8 +99,8 @@ def _import_mlflow() -> None:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
-def _open(settings: dict[str, Any]) -> tuple[Any, Any]:
-    """The Follower class and the store."""
+def _following(settings: dict[str, Any], events: LineWriter) -> Callable[[Path], Any]:
+    """Opens the store; what makes a Follower of a run folder."""
     from dnnkit.sender.follow import Follower
     from dnnkit.sender.store import Store
 
@@ -96,7 +109,7 @@ def _open(settings: dict[str, Any]) -> tuple[Any, Any]:
         _ = store.client
     except Exception as error:  # each run will meet it again and tell its own training process
         print(scrub(f"{store.uri} did not open: {error}", store.uri), file=sys.stderr)
-    return Follower, store
+    return lambda run_dir: Follower(run_dir, store, events.write)
 
 
 def _announced(path: str, active: dict[str, Any], follower: Callable[[Path], Any], events: LineWriter) -> None:
@@ -113,6 +126,13 @@ def _own_output() -> int:
     pipe = os.dup(1)
     os.dup2(2, 1)
     return pipe
+
+
+def _draw(run_dir: Path) -> int:
+    RunRecord.read(run_dir)  # or it is no run folder
+    said = draw_or_say(run_dir)
+    print(said or f"the figures of {run_dir} are up to date")
+    return 1 if said else 0
 
 
 def _report(outcome: Outcome) -> int:

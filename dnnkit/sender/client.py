@@ -35,8 +35,8 @@ PATIENCE = {
 class Outcome:
     """What the sender has said of one run.
 
-    `state`: `closed` (MLflow has everything), `failed` (given up; the folder can be synced later), `waiting` (not done yet).
-    `message`: why it failed, or a warning such as a model that could not be saved.
+    `state`: `closed` (MLflow has everything; without MLflow, the figures are drawn), `failed` (given up; the folder can be synced
+    later), `waiting` (not done yet). `message`: why it failed, or a warning such as a figure that could not be drawn.
     """
 
     state: Literal["closed", "failed", "waiting"] = "waiting"
@@ -51,6 +51,8 @@ def after(event: Mapping[str, Any], known: Outcome) -> Outcome:
             return replace(known, run_id=event["run_id"], message="")
         case "closed":
             return replace(known, run_id=event["run_id"], state="closed")
+        case "drawn":
+            return replace(known, state="closed")
         case "failed":
             return replace(known, message=event["message"], state="failed" if event["final"] else "waiting")
         case _:
@@ -84,8 +86,8 @@ class Spare:
 class Sender:
     """A running sender process. Start one with `Sender.start`; one serves any number of runs."""
 
-    def __init__(self, uri: str, process: subprocess.Popen[bytes] | None, errors: IO[bytes] | None, problem: str = "") -> None:
-        self._uri = uri
+    def __init__(self, uri: str | None, process: subprocess.Popen[bytes] | None, errors: IO[bytes] | None, problem: str = "") -> None:
+        self.uri = uri
         self._process = process
         self._errors = errors
         self._problem = problem
@@ -96,7 +98,7 @@ class Sender:
     @classmethod
     def start(
         cls,
-        uri: str,
+        uri: str | None,
         *,
         artifacts: Path | None = None,
         cwd: Path | None = None,
@@ -105,15 +107,18 @@ class Sender:
     ) -> Self:
         """Starts the process, in a session of its own so that Ctrl-C does not reach it, and returns at once.
 
-        `uri`: as `resolve_uri` gives it, credentials included; it travels through the pipe, where no process list shows it.
+        `uri`: as `resolve_uri` gives it, credentials included; it travels through the pipe, where no process list shows it. None:
+        there is no MLflow, which is not imported; the process draws the figures.
         `artifacts`: where they lie; default `artifact_root(uri, cwd)`. A sender that cannot start is reported by `wait`.
         `spare`: a process that has been started already; it belongs to this sender from now on.
         """
         folder = Path.cwd() if cwd is None else cwd
         try:
-            sender = cls(uri, *(_spawn(folder, environ) if spare is None else (spare.process, spare.errors)))
+            sender = cls(uri, *(_spawn(folder, environ, uri is None) if spare is None else (spare.process, spare.errors)))
         except OSError as error:
             return cls(uri, None, None, f"the sender could not be started: {error}")
+        if uri is None:
+            return sender
         root = artifact_root(uri, folder) if artifacts is None else artifacts
         sender._out.write({"uri": uri, "artifacts": None if root is None else str(root)})
         return sender
@@ -175,17 +180,17 @@ class Sender:
             return "the sender has closed its pipe"
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        return scrub(f"the sender ended with code {code}" + (f": {lines[-1]}" if lines else ""), self._uri)
+        return scrub(f"the sender ended with code {code}" + (f": {lines[-1]}" if lines else ""), self.uri or "")
 
 
-def _spawn(folder: Path, environ: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+def _spawn(folder: Path, environ: Mapping[str, str], figures_alone: bool = False) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     """The process and the file without a name that takes its standard error. Raises OSError."""
     # The sender finds dnnkit where this process did: from the working folder only if this process looks there too.
     safe_path = [] if {"", str(folder)} & set(sys.path) else ["-P"]
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - the process writes into it as long as it lives
     try:
         process = subprocess.Popen(
-            [sys.executable, *safe_path, "-m", "dnnkit.sender", "--follow"],
+            [sys.executable, *safe_path, "-m", "dnnkit.sender", "--follow", *(["--figures"] if figures_alone else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

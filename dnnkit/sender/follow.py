@@ -19,6 +19,7 @@ from dnnkit.record.folder import read_files
 from dnnkit.record.identity import scrub
 from dnnkit.sender.address import database
 from dnnkit.sender.artifacts import EARLY, save_model, upload
+from dnnkit.sender.drawer import draw_or_say
 from dnnkit.sender.mark import Batch, Mark, Tail
 from dnnkit.sender.points import Plain, Way
 from dnnkit.sender.store import Store
@@ -49,7 +50,7 @@ class Follower:
         self._read_mark()
         self.orphaned = False  # whether the process that announced the run is known to be gone
         self.behind = False  # whether there is more to send at once
-        self._opened = False
+        self._opened = self._drawn = False
         self._way: Way  # once the store is open
         self._full_batches = 0
         self._failures = self._failures_after_the_end = 0
@@ -85,6 +86,7 @@ class Follower:
         if record.resumed != self.record.resumed:
             return True  # by another process, which has a sender of its own
         self.record = record
+        self._draw()
         run_id = self._open()
         if self.record.status == "RUNNING" and time.monotonic() < self._next_send:
             return False
@@ -228,6 +230,15 @@ class Follower:
         mark.notes.append(text)
         mark.write(self.run_dir)  # first, or a sender that is killed now would take it for somebody else's
         client.set_tag(run_id, NOTE, text)
+
+    def _draw(self) -> None:
+        """Once the run has ended, and whether or not MLflow can be reached."""
+        if self._drawn or self.record.status == "RUNNING":
+            return
+        self._drawn = True
+        said = draw_or_say(self.run_dir, self._log)
+        if said:
+            self._tell("warning", message=said)
 
     def _save_model(self) -> None:
         try:

@@ -28,7 +28,7 @@ from dnnkit.errors import DivergedError
 from dnnkit.module import Module
 from dnnkit.module.gather import several
 from dnnkit.record import RunFolder
-from dnnkit.record.signal import SIGNAL, VERDICTS, read_diagnostics, write_numbers, write_signal, write_verdicts
+from dnnkit.record.signal import SIGNAL, VERDICTS, read_diagnostics, write_numbers, write_verdicts
 from dnnkit.training.keeping import LAST
 from dnnkit.training.live import Live, course
 
@@ -75,7 +75,7 @@ class Diagnosis:
         found = self._course()
         self._tell_course(found)
         self._tell("after training", end)
-        write_signal(self._folder.path, {"start": self._start, "end": end})
+        write_numbers(self._folder.path, {"start": self._start, "end": end})
         self._write({"end": verdicts(end), "timeline": found})
 
     def diverged(self, error: DivergedError) -> DivergedError:

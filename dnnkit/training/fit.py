@@ -1,4 +1,4 @@
-"""Lightning at work: fit, then test on the best weights, then the figures."""
+"""Lightning at work: fit, then test on the best weights."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from dnnkit.loop.strategy import RankStrategy, leave_signals_alone
 from dnnkit.loop.synced import SyncBatchNorm
 from dnnkit.module import Module
 from dnnkit.record import RunFolder, config_digest
-from dnnkit.record.figures import confusion_matrix, learning_curves, learning_rate
 from dnnkit.record.identity import version
 from dnnkit.record.journal import METRICS, last_values
+from dnnkit.record.signal import write_confusion
 from dnnkit.training.assemble import augment, monitor
 from dnnkit.training.callbacks import Bar, Clock, JournalLogger, StopOnSignal
 from dnnkit.training.diagnose import Diagnosis
@@ -77,7 +77,7 @@ def fit_and_test(
     console: Console,
     place: Place = Place(),  # noqa: B008 - frozen
 ) -> dict[str, float]:
-    """Train to the end, test on the best weights, draw the figures; the last value of every metric by key.
+    """Train to the end, test on the best weights; the last value of every metric by key.
 
     On several devices this is what the first rank does, and `train_along` what the others do.
     Raises Interrupted after a signal, with `checkpoints/last.ckpt` at the state of that moment.
@@ -96,7 +96,6 @@ def fit_and_test(
         try:
             _fit(trainer, module, cfg, settings, data, device, place, point)
         except DivergedError as error:
-            _draw(folder)
             raise diagnosis.diverged(error) from error
         finally:
             folder.write_engine(engine_report(trainer))
@@ -104,15 +103,13 @@ def fit_and_test(
         # After the checkpoint, so that nothing here can cost it; before the best weights take the last ones' place.
         diagnosis.finish(trainer.global_step)
         if stop.received is not None:
-            _draw(folder)
             cause = f"stopped by {stop.received.name} after {trainer.global_step} optimizer steps"
             raise Interrupted(stop.received, cause, f"the state of that moment is in {folder.path / 'checkpoints' / LAST}")
         if trainer.global_step < total_steps(cfg.values, len(data.train.y)):
             _tell_early_stop(trainer, best, console)
         _take_best(best, module)
         trainer.test(module, _evaluation(cfg, settings, data.test, place, module, device), verbose=False)
-    _draw(folder)
-    _draw_confusion(folder, module, data)
+    _count_confusions(folder, module, data)
     return last_values(folder.path / METRICS)
 
 
@@ -290,15 +287,11 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _draw(folder: RunFolder) -> None:
-    learning_curves(folder.path)
-    learning_rate(folder.path)
-
-
-def _draw_confusion(folder: RunFolder, module: Module, data: DataSet) -> None:
+def _count_confusions(folder: RunFolder, module: Module, data: DataSet) -> None:
+    """What was taken for what in the test, as numbers: figures are drawn by another process."""
     if data.task != "classification":
         return
     seen = module.evaluations["test"]
     pairs = seen.target.cpu() * data.outputs + seen.prediction.argmax(1).cpu()
     counts = torch.bincount(pairs, minlength=data.outputs**2).reshape(data.outputs, data.outputs)
-    confusion_matrix(folder.path, counts.tolist(), data.classes)
+    write_confusion(folder.path, counts.tolist(), data.classes)

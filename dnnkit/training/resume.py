@@ -89,7 +89,7 @@ def resume(
         # The threads first: the sums of the standardisation depend on their number too.
         with threads_of(path, choose_threads(Trainer(**cfg.values["trainer"]))), Senders() as senders:
             prepared = _as_recorded(prepare_run(cfg, resumed=True), point)
-            sender = None if prepared.uri is None else senders.start(prepared.uri)
+            sender = senders.start(prepared.uri)
             with rewound(path, point.run.step, prepared.tracking.wait_s) as orphans:
                 _reopen(folder, point)
             result = carry_out(prepared, folder, lambda: _describe(folder, prepared, point, orphans, console), senders, sender, console)

@@ -169,7 +169,7 @@ def _prepare_and_record(cfg: Config, senders: Senders, sweep: str | None, swept:
 
 
 def _record(run: Prepared, senders: Senders, sweep: str | None, swept: Collection[str] | None, console: Console) -> Result:
-    sender = None if run.uri is None else senders.start(run.uri)
+    sender = senders.start(run.uri)
     folder = new_run(
         Path(run.tracking.runs),
         run.cfg.values["name"],
@@ -183,9 +183,7 @@ def _record(run: Prepared, senders: Senders, sweep: str | None, swept: Collectio
     return carry_out(run, folder, lambda: _describe(folder, run, sweep), senders, sender, console)
 
 
-def carry_out(
-    run: Prepared, folder: RunFolder, describe: Callable[[], None], senders: Senders, sender: Sender | None, console: Console
-) -> Result:
+def carry_out(run: Prepared, folder: RunFolder, describe: Callable[[], None], senders: Senders, sender: Sender, console: Console) -> Result:
     """Train in a run folder whose record says RUNNING, after `describe` has written what is known before; its end is recorded."""
     before: dict[int, Any] = {}
     try:
@@ -193,8 +191,7 @@ def carry_out(
             before = _interruptible()
             with folder.log():
                 describe()
-                if sender is not None:
-                    senders.announce(sender, folder.path, run.tracking.wait_s)
+                senders.announce(sender, folder.path, run.tracking.wait_s)
                 metrics, module = _execute(run, folder, console)
             folder.finish("FINISHED", "finished", 0)
         return Result(metrics, None, folder.path, module, folder.record.uuid, folder.record.tracking_uri)
@@ -265,7 +262,7 @@ def equipment(run: Prepared) -> dict[str, Any]:
 
 
 def _execute(run: Prepared, folder: RunFolder, console: Console) -> tuple[dict[str, float], Module]:
-    """Train, test on the best weights, draw; the final metrics and the module."""
+    """Train, test on the best weights; the final metrics and the module."""
     try:
         with Ranks(run.trainer, folder) as ranks:
             # Lightning takes seconds to import: by now the sender has begun to import MLflow beside it, and other ranks PyTorch.

@@ -1,4 +1,4 @@
-"""The result of a run, and settling it with MLflow."""
+"""The result of a run, and settling it with the process that tells MLflow of it and draws its figures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from dnnkit.record.draw import due
 from dnnkit.sender import Sender, Spare
 
 if TYPE_CHECKING:
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dnnkit")
 
+#: Seconds for a process that has drawn everything to end: whoever called `train` finds none that is still there.
+_LAST_S = 5.0
+
 
 @dataclass(frozen=True)
 class Result:
     """What a run leaves in Python: final metrics by key, the MLflow run's id (None without one), its folder, its module.
 
-    The module holds the best weights. `message` says why MLflow does not have everything, if it does not.
+    The module holds the best weights. `message` says why MLflow does not have everything, if it does not, or which figure is missing.
     """
 
     metrics: Mapping[str, float]
@@ -34,10 +38,10 @@ class Result:
 
 
 class Senders:
-    """The sender processes of this process, one to a tracking URI, and the runs that they have been told of."""
+    """The sender processes of this process, one to a tracking URI and one for runs without, and the runs that they have been told of."""
 
     def __init__(self) -> None:
-        self._senders: dict[str, Sender] = {}
+        self._senders: dict[str | None, Sender] = {}
         self._runs: dict[Path, tuple[Sender, float]] = {}
         self._spare: Spare | None = None
 
@@ -49,12 +53,15 @@ class Senders:
         if self._spare is None and not self._senders:
             self._spare = Spare.start()
 
-    def start(self, uri: str) -> Sender:
-        """The sender for this address; started at its first use."""
+    def start(self, uri: str | None) -> Sender:
+        """The sender for this address, or the one that only draws; started at its first use."""
         if uri not in self._senders:
-            spare, self._spare = self._spare, None
-            self._senders[uri] = Sender.start(uri, spare=spare)
+            self._senders[uri] = Sender.start(uri, spare=None if uri is None else self._take_spare())
         return self._senders[uri]
+
+    def _take_spare(self) -> Spare | None:
+        spare, self._spare = self._spare, None
+        return spare
 
     def announce(self, sender: Sender, run_dir: Path, wait_s: float) -> None:
         """Have a run followed; its end will be waited for up to `wait_s` seconds."""
@@ -62,24 +69,35 @@ class Senders:
         sender.announce(run_dir)
 
     def settle(self, result: Result) -> Result:
-        """The result with what became of it in MLflow, waited for in bounded time."""
+        """The result with what became of it in MLflow and of its figures, waited for in bounded time."""
         if result.run_dir not in self._runs:
             return result
         sender, wait_s = self._runs.pop(result.run_dir)
         outcome = sender.wait(result.run_dir, wait_s)
+        if outcome.state == "failed" and due(result.run_dir):
+            self._draw(result.run_dir, wait_s)
         message = outcome.message
         if outcome.state == "waiting":
-            message = f"MLflow does not have everything yet after {wait_s:g} s; the sender goes on. {message}".strip()
+            missing = "not all figures are drawn yet" if sender.uri is None else "MLflow does not have everything yet"
+            message = f"{missing} after {wait_s:g} s; the sender goes on. {message}".strip()
         if message:
             log.warning("%s", message)
         return replace(result, run_id=outcome.run_id, message=message)
 
+    def _draw(self, run_dir: Path, wait_s: float) -> None:
+        """Without the sender, which may not even have started: MLflow is broken here, and figures do not depend on it."""
+        drawer = self.start(None)
+        drawer.announce(run_dir)
+        drawer.wait(run_dir, wait_s)
+
     def close(self) -> None:
         """Let the senders go; they end by themselves once every run is in MLflow. Runs that ended in an error are waited for too."""
         for run_dir, (sender, wait_s) in self._runs.items():
-            sender.wait(run_dir, wait_s)
+            message = sender.wait(run_dir, wait_s).message
+            if message:
+                log.warning("%s: %s", run_dir.name, message)
         for sender in self._senders.values():
-            sender.close()
+            sender.close(_LAST_S if sender.uri is None else 0.0)
         if self._spare is not None:
             self._spare.end()
         self._runs, self._senders, self._spare = {}, {}, None
