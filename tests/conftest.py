@@ -108,11 +108,15 @@ def one_drawer() -> Iterator[None]:
 
 @pytest.fixture
 def unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs have no pictures and list no packages, which is most of the time of a run of a few steps."""
+    """Runs have no pictures and list no packages, which is most of the time of a run of a few steps; what is drawn here is empty."""
+    from matplotlib.figure import Figure
+
     from dnnkit.training import Senders
 
     announce = Senders.announce
     monkeypatch.setattr(Senders, "announce", lambda senders, sender, *told: sender.uri is None or announce(senders, sender, *told))
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: path.touch())
+    monkeypatch.setattr("matplotlib.backends.backend_agg.FigureCanvasAgg.print_png", lambda *_, **__: None)
     monkeypatch.setattr("dnnkit.record.folder.packages", str)
 
 

@@ -78,11 +78,11 @@ def tell(*_):
 register_optimizer_step_post_hook(tell)
 sys.argv[0] = "dnnkit"
 code = main()
-print(told[0], [name for name in ("mlflow", "sklearn", "pandas") if name in sys.modules], code, file=sys.stderr)
+print(told[0], [name for name in ("mlflow", "sklearn", "pandas", "matplotlib") if name in sys.modules], code, file=sys.stderr)
 """
 
 
-def test_a_run_reaches_its_first_step_without_what_training_does_not_use_and_never_loads_mlflow_sklearn_or_pandas(tmp_path):
+def test_a_run_reaches_its_first_step_without_what_training_does_not_use_and_never_loads_mlflow_sklearn_pandas_or_matplotlib(tmp_path):
     done = run(AT_FIRST_STEP % (HEAVY,), tmp_path, "trainer=cpu", "trainer.max_epochs=1", "tracking=none", "trainer.progress_bar=false")
     assert done.stderr.strip().splitlines()[-1] == "['torch', 'pytorch_lightning'] [] 0", done.stderr
 

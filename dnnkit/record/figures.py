@@ -191,11 +191,15 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, run_dir: Path, name: str, folder: str = "figures") -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     path = run_dir / folder / f"{name}.png"
     with disk(path):
         path.parent.mkdir(exist_ok=True)
     with replacing(path) as file:  # whole or not there: somebody else may be drawing or sending it
-        figure.savefig(file, format="png", metadata={"Software": None})  # without the stamp equal numbers give equal bytes
+        # `savefig` would draw twice, the first time for the layout alone; the bytes are the same. Without the stamp equal numbers
+        # give equal bytes.
+        FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
     return path
 
 

@@ -29,7 +29,7 @@ class Drawer:
         except DnnkitError as error:
             self._tell("failed", message=str(error), final=True)
             return True
-        if self.record.status == "RUNNING" and not self.orphaned:
+        if self.record.status == "RUNNING" and not self.orphaned and not self.record.process_is_gone():
             return False
         said = draw_or_say(self._run_dir)
         if said:
