@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(_jobs(options.child, options.jobs)))
         return
     pythons = {"here": sys.executable, **{name: name for name in options.python}}
-    rounds = {name: {tracking: [] for tracking in TRACKING} for name in pythons}
+    rounds = {name: {tracking: [] for tracking in options.tracking} for name in pythons}
     for number in range(options.rounds):
-        for tracking in TRACKING:
+        for tracking in options.tracking:
             for name in list(pythons)[:: 1 if number % 2 == 0 else -1]:
                 rounds[name][tracking].append(_measure(pythons[name], tracking, options.jobs))
     if options.json is not None:
@@ -131,6 +131,7 @@ def _watched() -> Iterator[dict[str, float]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.beyond", description=__doc__)
     parser.add_argument("--python", nargs="*", default=[], metavar="OTHER", help="the interpreters of other checkouts")
+    parser.add_argument("--tracking", nargs="+", choices=TRACKING, default=TRACKING, help="default: both")
     parser.add_argument("--jobs", type=int, default=6, help="in each process, of which the first is told apart (default 6)")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each kind (default 2)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write everything that was measured to this file")

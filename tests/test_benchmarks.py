@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import document, epochs, growth, startup, steps
+import dnnkit
+from benchmarks import beyond, document, epochs, growth, startup, steps
 from benchmarks.__main__ import PAGE
 from benchmarks.contenders import CONTENDERS, DEFAULT, check
 from benchmarks.driver import Finish, Play, Sample, environment, play_round
@@ -353,3 +354,17 @@ def test_ratios_of_steps_compare_blocks_of_the_same_turn() -> None:
     table = steps.sections({"machine": document.describe_machine(), "data": DIGITS, "steps": 50, "found": found})["steps"]
     assert "20.00 ms" in table
     assert "0.60 (0.50–0.70) · 0.50" in table
+
+
+def test_what_is_beyond_is_the_median_of_all_jobs_but_each_first():
+    jobs = [{"steps_s": 1.0, "evaluation_s": 0.5, "beyond_s": value} for value in (9.0, 0.1, 0.3, 0.2)]
+    rows = beyond.table({"here": {"none": [{"jobs": jobs, "others_s": 3.0, "tree_s": 20.0}]}}).splitlines()
+    assert rows[-1] == "| here | none | 0.200 | 1.000 | 0.500 | 9.000 | 3.00 | 20.00 |"
+
+
+def test_a_job_is_its_steps_its_evaluation_and_what_is_beyond(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with beyond._watched() as spent:
+        dnnkit.train(dnnkit.compose(["tracking=none", "trainer=cpu", "trainer.max_epochs=1", "trainer.progress_bar=false"]))
+    assert spent["steps"] > 0
+    assert spent["evaluation"] > 0

@@ -51,7 +51,8 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where the record goes besides the run folder. `wait_s` bounds how long the end of a run waits for MLflow, in seconds.
+    """Where the record goes besides the run folder. The end of a run waits up to `wait_s` seconds for MLflow and
+    the figures.
 
     `signal` is what MLflow gets of the signal, which the run folder has whole: `summary` a few numbers over the layers, so that
     loss and accuracy come first on its page; `layers` every measure of every layer; `none` nothing.
