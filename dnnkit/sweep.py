@@ -37,7 +37,8 @@ from dnnkit.record import strip_credentials
 
 if TYPE_CHECKING:
     from dnnkit.training.check import Checked
-    from dnnkit.training.senders import Result, Senders
+    from dnnkit.training.result import Result
+    from dnnkit.training.senders import Senders
 
 log = logging.getLogger("dnnkit")
 

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from dnnkit.cli import main
-from dnnkit.cli.invocation import pasteable
-from dnnkit.cli.report import look_at
+from dnnkit.training.invocation import pasteable
+from dnnkit.training.report import look_at
 from dnnkit.record import Journal, Row, RunFolder, new_run, read_journal
 from dnnkit.record.journal import cut_journals
 from dnnkit.record.title import command, title

@@ -211,7 +211,7 @@ def resume_run(words: list[str]) -> int:
     given = take_apart(words, ("--runs",), ("--gone",), _usage(RESUME))
     from rich.console import Console
 
-    from dnnkit.cli.report import report
+    from dnnkit.training.report import report
     from dnnkit.training.resume import resume
 
     run, *overrides = given.rest

@@ -170,8 +170,8 @@ def _run(cfg: Config, options: Options, senders: Senders) -> int:
         return 0
     from rich.console import Console
 
-    from dnnkit.cli.report import report
     from dnnkit.training import train
+    from dnnkit.training.report import report
 
     console = Console(quiet=not cfg.values["trainer"]["progress_bar"])
     report(senders.settle(train(cfg, senders=senders, console=console)), Console())
@@ -181,7 +181,7 @@ def _run(cfg: Config, options: Options, senders: Senders) -> int:
 def _sweep(options: Options) -> int:
     from rich.console import Console
 
-    from dnnkit.cli.report import report_sweep
+    from dnnkit.cli.sweep_table import report_sweep
     from dnnkit.sweep import check_sweep, run_sweep
     from dnnkit.training.devices import check_no_torchrun
 

@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dnnkit.training.result import Result
     from dnnkit.training.run import Prepared, build, prepare_run, train
-    from dnnkit.training.senders import Result, Senders
+    from dnnkit.training.senders import Senders
 
-_HOMES = {"Prepared": "run", "Result": "senders", "Senders": "senders", "build": "run", "prepare_run": "run", "train": "run"}
+_HOMES = {"Prepared": "run", "Result": "result", "Senders": "senders", "build": "run", "prepare_run": "run", "train": "run"}
 
 __all__ = ["Prepared", "Result", "Senders", "build", "prepare_run", "train"]
 

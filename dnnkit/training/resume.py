@@ -25,8 +25,9 @@ from dnnkit.training.devices import choose_threads
 from dnnkit.training.finished import FinishedRun, fingerprint_of, read_run, threads_of, with_overrides
 from dnnkit.training.keeping import EPOCH, LAST, epochs_done, waited
 from dnnkit.training.place import Place
+from dnnkit.training.result import Result
 from dnnkit.training.run import Prepared, carry_out, equipment, prepare_run
-from dnnkit.training.senders import Result, Senders
+from dnnkit.training.senders import Senders
 
 log = logging.getLogger("dnnkit")
 

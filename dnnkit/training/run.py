@@ -45,8 +45,9 @@ from dnnkit.training.own import importing_lightning
 from dnnkit.training.place import Place
 from dnnkit.training.pretraining import once
 from dnnkit.training.ranks import Ranks
+from dnnkit.training.result import Result
 from dnnkit.training.scheduling import check_schedule, total_steps
-from dnnkit.training.senders import Result, Senders
+from dnnkit.training.senders import Senders
 from dnnkit.training.signals import give_signals, take_signals
 from dnnkit.training.summary import absent_classes, data_lines, layers, table
 from dnnkit.training.transfer import begin

@@ -1,40 +1,21 @@
-"""The result of a run, and settling it with the process that tells MLflow of it and draws its figures."""
+"""The processes that tell MLflow of runs and draw their figures, and what became of a run there."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from dnnkit.record.draw import due
 from dnnkit.sender import Sender, Spare
-
-if TYPE_CHECKING:
-    from dnnkit.module import Module
+from dnnkit.training.result import Result
 
 log = logging.getLogger("dnnkit")
 
 #: Seconds for a process that has drawn everything to end: whoever called `train` finds none that is still there.
 _LAST_S = 5.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run leaves in Python: final metrics by key, the MLflow run's id (None without one), its folder, its module.
-
-    The module holds the best weights. `message` says why MLflow does not have everything, if it does not, or which figure is missing.
-    """
-
-    metrics: Mapping[str, float]
-    run_id: str | None
-    run_dir: Path
-    module: Module
-    uuid: str
-    tracking_uri: str | None
-    message: str = ""
 
 
 class Senders:

@@ -1,23 +1,19 @@
-"""What a run and a sweep say at their end."""
+"""What a run says at its end."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from dnnkit.cli.invocation import pasteable
 from dnnkit.record import RunRecord
 from dnnkit.record.folder import read_files
 from dnnkit.sender.address import resolve_uri
 from dnnkit.sender.mark import MARK
 from dnnkit.sender.page import experiment_page, run_page
-from dnnkit.sweep import Outcome
-from dnnkit.training.senders import Result
+from dnnkit.training.invocation import pasteable
+from dnnkit.training.result import Result
 
 
 def report(result: Result, console: Console) -> None:
@@ -32,7 +28,8 @@ def report(result: Result, console: Console) -> None:
         rows["figures" if result.tracking_uri is None else "MLflow"] = result.message
     look = None if result.run_id is None else look_at(result.run_dir)
     if look is not None:
-        rows["look at it"] = look
+        # A cell of a notebook would be busy for as long as the command serves.
+        rows["look at it"] = f"in a terminal: {look}" if console.is_jupyter and not look.startswith("http") else look
     for name, text in rows.items():
         console.print(f"{name:<11} {text}", highlight=False, markup=False, soft_wrap=True)
 
@@ -62,28 +59,3 @@ def _short_name(run_dir: Path) -> str:
 
 def _path(run_dir: Path) -> str:
     return os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
-
-
-def report_sweep(outcomes: Sequence[Outcome], console: Console) -> None:
-    """The last lines of a sweep: its jobs, and how to look at them."""
-    console.print()
-    console.print(sweep_table(outcomes))
-    folders = [Path(outcome.run_dir) for outcome in outcomes if outcome.run_dir]
-    look = next((found for folder in folders if (found := look_at(folder, all_runs=True))), None)
-    if look is not None:
-        console.print(f"\nlook at them {look}", highlight=False, markup=False, soft_wrap=True)
-
-
-def sweep_table(outcomes: Sequence[Outcome]) -> Table:
-    """A line for each job: the overrides that are its own, its test metrics, its folder."""
-    shared = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if len(outcomes) > 1 else set()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("job", "overrides", "test", "run folder"):
-        table.add_column(heading, overflow="fold")
-    for outcome in outcomes:
-        tests = {key.removeprefix("test/"): value for key, value in sorted(outcome.metrics.items()) if key.startswith("test/")}
-        tested = "  ".join(f"{key} {value:.4g}" for key, value in tests.items()) or f"failed, exit {outcome.exit_code}"
-        own = " ".join(word for word in outcome.overrides if word not in shared)
-        folder = os.path.relpath(outcome.run_dir) if outcome.run_dir else ""
-        table.add_row(*map(Text, (str(outcome.job), own, tested, folder)))  # as plain text: [acc] is no markup
-    return table
