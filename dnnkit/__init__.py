@@ -16,9 +16,16 @@ if TYPE_CHECKING:
     from dnnkit.config import Config, compose
     from dnnkit.training import Result, build, train
 
+    __version__: str
+
 _HOMES = {"compose": "config", "Config": "config", "build": "training", "train": "training", "Result": "training"}
 
 __all__ = ["Config", "Result", "build", "compose", "train"]
+
+
+def __dir__() -> list[str]:
+    """What there is to use, in tab completion too; none of it has been imported yet."""
+    return sorted([*__all__, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from dnnkit.config.schedule import schedule_of
+from dnnkit.record.component_figures import STEPS, schedule_curve, watched
 from dnnkit.registry import KINDS, REGISTRIES, activations
-from dnnkit.schema import component_settings, kind_settings
-from docs.generate.figures import FIGURES, STEPS, _curve, watched
+from dnnkit.schema import component_settings, kind_settings, node
+from docs.generate.figures import FIGURES
 from docs.generate.page import PAGE, escaped, prose, text
 from docs.generate.records import builtin
 
@@ -71,7 +73,7 @@ def test_every_component_is_drawn(group: str, page: str) -> None:
 
 def test_performance_is_drawn_cut_after_ten_validations_without_improvement() -> None:
     """The loss is best at the 15th validation, so the 26th is the 11th that is not better: the factor is 0.1 from step 25 · 20 on."""
-    curve = _curve(REGISTRIES["scheduler"].get("performance"))
+    curve = schedule_curve(schedule_of(node("scheduler", "performance")))
     assert watched()[14] == min(watched()) == 1 / 15
     assert (curve[499], curve[500]) == (1.0, pytest.approx(0.1))
     assert len(curve) == STEPS

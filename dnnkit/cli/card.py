@@ -50,8 +50,8 @@ def card_if_there(name: str) -> tuple[dict[str, Any] | None, str]:
         return None, str(error)
 
 
-def figure_path(name: str, words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The file that `--figure [FILE.png]` names, `<name>_sample.png` where it names none, and the other words."""
+def figure_path(default: str, words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file that `--figure [FILE.png]` names, `default` where it names none, and the other words."""
     rest: list[str] = []
     path: Path | None = None
     given = list(words)
@@ -62,7 +62,7 @@ def figure_path(name: str, words: Sequence[str]) -> tuple[Path | None, list[str]
             rest.append(word)
             continue
         if not equals:
-            value = given.pop(0) if given and given[0].lower().endswith(".png") else f"{name}_sample.png"
+            value = given.pop(0) if given and given[0].lower().endswith(".png") else default
         if not value.lower().endswith(".png"):
             raise ConfigError([Problem(word, "the figure is a PNG file: --figure FILE.png")])
         path = Path(value).expanduser()

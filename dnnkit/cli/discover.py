@@ -41,12 +41,15 @@ def _foreign(origin: str) -> str:
 
 _DESCRIBE = """\
 dnnkit describe GROUP NAME [--json]
+dnnkit describe GROUP NAME [OVERRIDES] --figure [FILE.png] [--json]
 dnnkit describe data NAME [OVERRIDES] [--figure [FILE.png]] [--json]
 
 Formula, settings with bounds and defaults, source and origin of one choice.
 Of data also the card: kind, splits, classes or targets, constant and missing columns, fingerprint. Without overrides it
 follows the description where the data is on this machine; with any, such as data.path=my.csv data.target=price, it is
-all that is printed. --figure writes a sample of the training data, by default to NAME_sample.png."""
+all that is printed. --figure writes a sample of the training data, by default to NAME_sample.png.
+Of an activation --figure draws the function and its derivative, of an initializer the law of its weights, of a scheduler the
+factor of the rate, with the settings that are given, such as activation.negative_slope=0.2; by default to GROUP_NAME.png."""
 
 
 def describe(words: list[str]) -> int:
@@ -58,9 +61,29 @@ def describe(words: list[str]) -> int:
         return 0
     if rest[:1] == ["data"] and len(rest) >= 2:
         return _describe_data(rest[1], rest[2:], as_json)
+    from dnnkit.cli.component_figure import asks_figure
+
+    if asks_figure(rest):
+        return _describe_drawn(rest, as_json)
     group, name = _one(rest, "describe GROUP NAME", most=2, least=2)
     found = record(group, name)
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else page(found))
+    return 0
+
+
+def _describe_drawn(words: list[str], as_json: bool) -> int:
+    """The page of a choice, and the file that its figure was written to."""
+    from dnnkit.cli.card import figure_path
+    from dnnkit.cli.catalogue import page, record
+    from dnnkit.cli.component_figure import draw_component
+
+    figure, rest = figure_path("_".join(words[:2]) + ".png", words)
+    group, name = _one(rest[:2], "describe GROUP NAME [OVERRIDES] --figure [FILE.png]", most=2, least=2)
+    found = record(group, name)
+    assert figure is not None
+    path = draw_component(group, name, rest[2:], figure)
+    told = {**found, "figure": str(path)}
+    print(json.dumps(told, indent=2, ensure_ascii=False) if as_json else f"{page(found)}\n\n  figure: {path}")
     return 0
 
 
@@ -70,7 +93,7 @@ def _describe_data(name: str, words: list[str], as_json: bool) -> int:
     from dnnkit.cli.catalogue import page, record
 
     found = record("data", name)
-    figure, overrides = figure_path(name, words)
+    figure, overrides = figure_path(f"{name}_sample.png", words)
     if overrides or figure is not None:
         card = loaded_card(name, overrides, figure)
         print(json.dumps(card, indent=2, ensure_ascii=False) if as_json else card_text(card))

@@ -15,6 +15,7 @@ from dnnkit.cli.finished import evaluate_run, predict_with, resume_run
 from dnnkit.cli.fuse import fuse_weights
 from dnnkit.cli.installed import missing_package
 from dnnkit.cli.options import Options, parse_options
+from dnnkit.cli.plot import plot_schedule
 from dnnkit.cli.ui import open_ui
 from dnnkit.errors import ConfigError, DnnkitError, PluginError, Problem, SweepError, nearest
 
@@ -39,6 +40,7 @@ To see what there is:
   dnnkit describe data csv data.path=FILE data.target=COLUMN   a data set's card: sizes, balance, what is missing
   dnnkit check OVERRIDES             say what is wrong with a config, and do nothing
   dnnkit doctor OVERRIDES            what is wrong with a network before it is trained, and what mends it
+  dnnkit plot OVERRIDES              the learning rate and the momentum of a run, drawn before it is trained
   dnnkit plugins                     the installed plugin packages, and whether they loaded
   dnnkit schema                      the JSON Schema of a config, for editors
 
@@ -251,6 +253,7 @@ SUBCOMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "describe": describe,
     "check": _check,
     "doctor": doctor,
+    "plot": plot_schedule,
     "plugins": list_plugins,
     "schema": print_schema,
     "evaluate": evaluate_run,

@@ -40,6 +40,12 @@ def learning_curves(run_dir: Path) -> Path | None:
     Writes `figures/learning_curves.png`; the best validation value is marked. Of a long run, the points that could not be told
     apart are left out (`curves.Curve`). None where nothing was journalled.
     """
+    figure = draw_learning_curves(run_dir)
+    return None if figure is None else _save(figure, run_dir, "learning_curves")
+
+
+def draw_learning_curves(run_dir: Path) -> Figure | None:
+    """The figure of `learning_curves`, which is not written; None where nothing was journalled."""
     curves = read_curves(run_dir / METRICS, [f"{part}/{name}" for name in PANELS for part in ("train", "val")])
     panels = [name for name in PANELS if f"train/{name}" in curves or f"val/{name}" in curves][:2]
     if not panels:
@@ -47,7 +53,7 @@ def learning_curves(run_dir: Path) -> Path | None:
     figure = _figure(4.6 * len(panels), 3.5)
     for number, name in enumerate(panels, start=1):
         _curve_panel(figure.add_subplot(1, len(panels), number), curves, name)
-    return _save(figure, run_dir, "learning_curves")
+    return figure
 
 
 def learning_rate(run_dir: Path) -> Path | None:
@@ -185,9 +191,9 @@ def _frame_ramp(axes: Axes, found: Ramp) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
+    from dnnkit.record.notebook import NotebookFigure
 
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    return NotebookFigure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def _save(figure: Figure, run_dir: Path, name: str, folder: str = "figures") -> Path:

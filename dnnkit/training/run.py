@@ -45,6 +45,7 @@ from dnnkit.training.own import importing_lightning
 from dnnkit.training.place import Place
 from dnnkit.training.pretraining import once
 from dnnkit.training.ranks import Ranks
+from dnnkit.training.report import report
 from dnnkit.training.result import Result
 from dnnkit.training.scheduling import check_schedule, total_steps
 from dnnkit.training.senders import Senders
@@ -141,8 +142,9 @@ def train(
 ) -> Result:
     """Train, validate, test on the best weights and record one run.
 
-    `senders` serve several runs of one process, and whoever gives them settles with MLflow afterwards; without them the
-    run starts its own and waits for MLflow, in bounded time. `sweep` is the id of the sweep that the run belongs to, and
+    `senders` serve several runs of one process, and whoever gives them settles with MLflow afterwards and says what came of
+    it; without them the run starts its own, waits for MLflow, in bounded time, and prints the last lines that the command
+    prints too. With `trainer.progress_bar=false` it prints nothing. `sweep` is the id of the sweep that the run belongs to, and
     `swept` the settings in which its jobs differ, which name the run in MLflow.
     Raises DnnkitError by kind; whatever is raised after the run folder was made is recorded in it first.
     """
@@ -157,7 +159,9 @@ def train(
         with Senders() as own:
             if cfg.values["tracking"]["name"] == "mlflow":
                 own.warm()
-            return own.settle(_prepare_and_record(cfg, own, sweep, swept, console))
+            result = own.settle(_prepare_and_record(cfg, own, sweep, swept, console))
+            report(result, console)
+            return result
     finally:
         torch.set_num_threads(threads)
 

@@ -33,11 +33,16 @@ def make_schedule(cfg: Config, rows: int) -> Schedule:
 
 
 def check_schedule(cfg: Config, data: DataSet) -> None:
-    """Whatever the schedule raises for a run of this length, such as ConfigError for a warm-up that is as long.
+    """What `check_steps` raises for a run on these data."""
+    check_steps(cfg, total_steps(cfg.values, len(data.train.y)))
+
+
+def check_steps(cfg: Config, total: int) -> None:
+    """Whatever the schedule raises for a run of `total` optimizer steps, such as ConfigError for a warm-up that is as long.
 
     Raises PluginError for one that gives anything but a factor, or a factor and a momentum.
     """
-    node, total = cfg.values["scheduler"], total_steps(cfg.values, len(data.train.y))
+    node = cfg.values["scheduler"]
     schedule = schedule_of(node)
     for step in sorted({0, total - 1}):
         value = schedule(step, total)
