@@ -104,7 +104,7 @@ def law_like(weights: Tensor) -> tuple[str, Callable[[Tensor], Tensor]] | None:
     reach = float(weights.abs().max()) / std
     for name, ends in _REACH.items():
         if 0.99 * ends <= reach <= 1.01 * ends:
-            return name, lambda x, ends=ends: _density(x / std, ends) / std  # type: ignore[misc]
+            return name, lambda x, ends=ends: _density(x / std, ends) / std
     return "normal law", lambda x: _density(x / std, math.inf) / std
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dnnkit.record.curves import Curve
 from dnnkit.record.figures import BLUE, GREEN, VERMILION, _dress, _figure
@@ -98,7 +98,9 @@ def _mark_epochs(axes: Axes, schedules: Sequence[Schedule]) -> None:
     lengths = {one.total / one.epochs for one in schedules}
     if len(lengths) == 1:
         each = lengths.pop()
-        above = axes.secondary_xaxis("top", functions=(lambda step: step / each, lambda epoch: epoch * each))
+        to_epochs: Callable[[Any], Any] = lambda step: step / each  # noqa: E731 (a pair, of arrays)
+        to_steps: Callable[[Any], Any] = lambda epoch: epoch * each  # noqa: E731
+        above = axes.secondary_xaxis("top", functions=(to_epochs, to_steps))
         above.set_xlabel("Epochs")
         above.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
         above.spines["top"].set_visible(False)
