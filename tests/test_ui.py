@@ -21,8 +21,6 @@ from typing import Any
 import pytest
 
 from dnnkit.cli import main
-from dnnkit.training.invocation import pasteable
-from dnnkit.training.report import look_at
 from dnnkit.record import Journal, Row, RunFolder, new_run, read_journal
 from dnnkit.record.journal import cut_journals
 from dnnkit.record.title import command, title
@@ -31,6 +29,8 @@ from dnnkit.sender.page import Server
 from dnnkit.sender.rewind import rewound
 from dnnkit.sender.summaries import SUMMARIES, summary
 from dnnkit.sender.sync import sync
+from dnnkit.training.invocation import pasteable
+from dnnkit.training.report import look_at
 
 
 def trained(folder: Path, uri: str | None = None, **facts: Any) -> RunFolder:

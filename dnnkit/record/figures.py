@@ -205,7 +205,7 @@ def _save(figure: Figure, run_dir: Path, name: str, folder: str = "figures") -> 
     with replacing(path) as file:  # whole or not there: somebody else may be drawing or sending it
         # `savefig` would draw twice, the first time for the layout alone; the bytes are the same. Without the stamp equal numbers
         # give equal bytes.
-        FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+        FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return path
 
 
