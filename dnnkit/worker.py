@@ -25,11 +25,12 @@ import yaml
 from torch._C._distributed_c10d import Store, TCPStore
 
 from dnnkit import plugins
-from dnnkit.config import Config, Trainer
+from dnnkit.config import Config
 from dnnkit.config.sections import validate
 from dnnkit.errors import ConfigError, Problem, RankError
 from dnnkit.record import RunFolder, config_digest
-from dnnkit.training.devices import choose_threads
+from dnnkit.training.crowd import sharing
+from dnnkit.training.finished import recorded_threads
 from dnnkit.training.place import MEETING_S, Identity, Place, connect, disconnect, hear_verdict, say_done
 from dnnkit.training.ranks import STARTED_BY, leave_word, log_path, torchrun_store
 from dnnkit.training.run import prepare_run
@@ -85,11 +86,10 @@ def _train_along(run_dir: Path, place: Place, store: Store) -> int:
 def _work(run_dir: Path, place: Place, store: Store) -> None:
     plugins.load()
     cfg = read_config(run_dir)
-    trainer = Trainer(**cfg.values["trainer"])
-    threads = choose_threads(trainer)
-    if threads is not None:
-        torch.set_num_threads(threads)
     run = prepare_run(cfg, place.local_rank, resumed=RunFolder(run_dir).resume_point is not None)
+    # What the first rank has written down: of a resumed run those that it had before, else what this rank would choose too.
+    threads = recorded_threads(run_dir) or run.threads
+    torch.set_num_threads(threads)
     hear_verdict(store, Identity.here(place.rank, config_digest(run.cfg.values), run.data.fingerprint, run.network))
     connect(store, place, run.device)
     # From here on all ranks stop together, when the first one is told to.
@@ -98,7 +98,8 @@ def _work(run_dir: Path, place: Place, store: Store) -> None:
     from dnnkit.training.fit import train_along
 
     module = assemble(run.cfg, run.network, run.data)
-    train_along(run.cfg, run.trainer, run.data, module, run.device, RunFolder(run_dir), place)
+    with sharing(threads):
+        train_along(run.cfg, run.trainer, run.data, module, run.device, RunFolder(run_dir), place)
     if Place.of_torchrun() is None:  # torchrun judges by itself how its processes end, and the first rank may be gone by now
         say_done(store, place.rank)
 

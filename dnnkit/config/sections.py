@@ -28,8 +28,9 @@ class Trainer:
     changes no number. `engine` is how a step is run: `eager` operation by operation; `captured` as a graph, with the same
     numbers, or not at all; `auto` the faster of these two, by the times of the first chunks; `compiled` by torch.compile, equal
     to rounding only.
-    `early_stopping` is the patience in validations, null to train to the end. `sync_batch_norm`: on
-    several devices, batch normalization over the whole minibatch instead of each device's share.
+    `threads` of the CPU: `auto` as many as the network's work at this batch size is worth, null as many as PyTorch takes; the
+    last digits of sums depend on their number, and the record says it. `early_stopping` is the patience in validations, null to
+    train to the end. `sync_batch_norm`: on several devices, batch normalization over the whole minibatch instead of each device's share.
     """
 
     name: Literal["auto", "cpu", "gpu", "ddp_cpu", "ddp"] = "auto"
@@ -37,7 +38,7 @@ class Trainer:
     devices: Count = 1
     precision: Literal[32, 64, "32", "64", "bf16"] = "32"
     accumulate_grad_batches: Count = 1
-    threads: Count | None = None
+    threads: Literal["auto"] | Count | None = "auto"
     limit_train_batches: Count | Share = 1.0
     limit_val_batches: Count | Share = 1.0
     val_check_interval: Count | Share = 1.0

@@ -51,14 +51,14 @@ def bytes_per_example(network: nn.Module, shape: Iterable[int], dtype: torch.dty
     Found with a copy of the network whose tensors have a shape but no values, so that nothing is computed and `network`
     is not called. Raises what a network raises that cannot be copied or that looks at values.
     """
-    hollow = _hollow(network).to(dtype)
+    hollow = hollow_copy(network).to(dtype)
     few, many = (_sizes(hollow, torch.empty(examples, *shape, dtype=dtype, device="meta")) for examples in (32, 64))
     # What is made of weights alone has the same size both times.
     growth = (more - less for less, more in zip(few, many, strict=True)) if len(few) == len(many) else iter(many)
     return max(growth) // (32 if len(few) == len(many) else 64)
 
 
-def _hollow(network: nn.Module) -> nn.Module:
+def hollow_copy(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode, without hooks, on the device that has no memory."""
     instead: dict[int, Any] = {}
     for tensor in chain(network.parameters(), network.buffers()):

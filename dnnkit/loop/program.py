@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from dnnkit.loop.graph import is_constant, is_view, writes
+from dnnkit.loop.team import giving, steady
 
 Program = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """x and y to a graph's outputs. To be called without recording gradients."""
@@ -40,6 +41,8 @@ def program(module: fx.GraphModule, values: Sequence[Tensor], short: bool = True
 
     `short`: operations are called by torch's own Python names where they have one, which takes a third less time than their
     dispatcher's handle, but chooses among an operation's forms by the arguments: the caller compares results.
+
+    Where it is made for several CPU threads, operations for which one gives the same bits make do with one on a busy machine.
     """
     made = _Writer(module, values, short)
     source = made.source()
@@ -63,9 +66,23 @@ class _Writer:
 
     def source(self) -> str:
         """The function `step`."""
-        lines = [line for node in self._nodes for line in self._lines(node)]
+        lines = self._shared_out([(node, self._lines(node)) for node in self._nodes])
         self.names.update((node.name, value) for node, value in self._kept.items())
         return "\n ".join([f"def step({', '.join(self._arguments)}):", *lines])
+
+    def _shared_out(self, parts: list[tuple[fx.Node, list[str]]]) -> list[str]:
+        """The lines, between them what says with how many CPU threads they are run."""
+        threads = torch.get_num_threads()
+        if threads == 1 or any(value.device.type != "cpu" for value in self._kept.values()):
+            return [line for _, lines in parts for line in lines]
+        self.names["_fewer"], self.names["_every"] = giving(threads)
+        made, may = [], False
+        for node, lines in parts:
+            if lines and steady(node, threads) != may:
+                may = not may
+                made.append("_fewer()" if may else "_every()")
+            made += lines
+        return made
 
     def _lines(self, node: fx.Node) -> list[str]:
         if node.op == "placeholder":

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from dnnkit.config import Trainer
 from dnnkit.errors import ConfigError, Problem
 from dnnkit.training.place import Place
+from dnnkit.training.work import multiplications, typical
+
+log = logging.getLogger("dnnkit")
 
 
 def choose_device(trainer: Trainer, local_rank: int = 0) -> torch.device:
@@ -66,11 +72,61 @@ def check_no_torchrun(environ: Mapping[str, str] = os.environ) -> None:
         raise ConfigError([Problem("-m", f"cannot be run under torchrun; {cure}")])
 
 
-def choose_threads(trainer: Trainer) -> int | None:
-    """The CPU threads of this process: `trainer.threads`, else each rank's part of the cores; None: as many as PyTorch takes."""
-    if trainer.threads is not None or trainer.devices == 1 or trainer.name != "ddp_cpu":
+#: So many multiply-adds of one operation are worth a thread. Measured: docs/performance.md, "Threads".
+_WORTH_A_THREAD = 4_000_000
+
+
+def choose_threads(trainer: Trainer, network: nn.Module, inputs: Iterable[int], batch_size: int, device: torch.device) -> int:
+    """The CPU threads that a process of a run computes with: `trainer.threads`, where that is `auto` a function of the work.
+
+    `inputs`: the shape of an example. At most as many as `most_threads`, and one for each `_WORTH_A_THREAD` multiply-adds
+    of a typical matrix product or convolution on a minibatch, or on a rank's share of it. One where a GPU computes. All
+    that there may be where the network does not tell without data.
+    """
+    if isinstance(trainer.threads, int):
         return trainer.threads
-    return max(1, min(torch.get_num_threads(), _cores() // trainer.devices))
+    most = most_threads(trainer)
+    if trainer.threads is None or most == 1:
+        return most
+    if device.type != "cpu":
+        return 1
+    try:
+        work = typical(multiplications(network, inputs, max(1, batch_size // trainer.devices)))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        log.info("CPU threads: all %d; how much work a minibatch is cannot be told without data (%s)", most, reason)
+        return most
+    return max(1, min(most, work // _WORTH_A_THREAD))
+
+
+def most_threads(trainer: Trainer) -> int:
+    """As many as PyTorch takes, which is one for each core or what `OMP_NUM_THREADS` says; of `ddp_cpu` each rank's part of the cores."""
+    there = torch.get_num_threads()
+    if trainer.devices == 1 or trainer.name != "ddp_cpu":
+        return there
+    return max(1, min(there, _cores() // trainer.devices))
+
+
+@contextmanager
+def computing_with(threads: int | None) -> Iterator[None]:
+    """The body computes with so many CPU threads, None: with as many as there are; afterwards there are as many as before."""
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_to_prepare(trainer: Trainer) -> int | None:
+    """Those that data are standardised and weights drawn with, before there is a network: one, where its threads are chosen for it.
+
+    The last digits of both may depend on the number of threads. None: as many as there are.
+    """
+    if trainer.threads == "auto":
+        return 1
+    return trainer.threads if trainer.threads is not None else most_threads(trainer)
 
 
 def _cores() -> int:

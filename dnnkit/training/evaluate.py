@@ -24,7 +24,7 @@ from dnnkit.errors import ConfigError, DataError, Problem, nearest
 from dnnkit.record.journal import METRICS, stream_journal
 from dnnkit.training.assemble import assemble, load_data
 from dnnkit.training.callbacks import JournalLogger
-from dnnkit.training.devices import inference_device
+from dnnkit.training.devices import computing_with, inference_device, threads_to_prepare
 from dnnkit.training.finished import FinishedRun, check_monte_carlo, fingerprint_of, open_run, threads_of, with_overrides
 from dnnkit.training.fit import PRECISIONS, in_precision, quiet
 
@@ -131,7 +131,9 @@ def data_for(run: FinishedRun, cfg: Config, device: torch.device) -> DataSet:
 
     Raises DataError, ConfigError.
     """
-    return _rescaled(run, cfg, _fitting(run, cfg, load_data(cfg, device)))
+    with computing_with(threads_to_prepare(Trainer(**cfg.values["trainer"]))):
+        data = load_data(cfg, device)
+    return _rescaled(run, cfg, _fitting(run, cfg, data))
 
 
 def _other_data(fingerprint: str, trained_on: str | None) -> str:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -27,6 +26,7 @@ from dnnkit.network.stochastic import dropouts
 from dnnkit.record import RunFolder
 from dnnkit.record.folder import read_files
 from dnnkit.sender.find import find_run
+from dnnkit.training.devices import computing_with
 
 log = logging.getLogger("dnnkit")
 
@@ -161,15 +161,15 @@ def fingerprint_of(run_dir: Path) -> str | None:
     return str(json.loads(dataset["source"])["fingerprint"]) if "source" in dataset else None
 
 
-@contextmanager
-def threads_of(folder: Path, wanted: int | None) -> Iterator[None]:
-    """Compute with `wanted` CPU threads, else with as many as the run had: sums depend on their number in the last digits."""
+def recorded_threads(folder: Path) -> int | None:
+    """With how many CPU threads a run computed, None where its folder does not say."""
     path = folder / "environment" / "environment.json"
-    threads = wanted or (read_json(path).get("threads") if path.exists() else None)
-    before = torch.get_num_threads()
-    try:
-        if threads:
-            torch.set_num_threads(int(threads))
+    threads = read_json(path).get("threads") if path.exists() else None
+    return int(threads) if threads else None
+
+
+@contextmanager
+def threads_of(folder: Path, wanted: Literal["auto"] | int | None) -> Iterator[None]:
+    """Compute with `wanted` CPU threads, else with as many as the run had: sums depend on their number in the last digits."""
+    with computing_with(wanted if isinstance(wanted, int) else recorded_threads(folder)):
         yield
-    finally:
-        torch.set_num_threads(before)

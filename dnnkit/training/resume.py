@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from dnnkit.checkpoint import RunState, load
-from dnnkit.config import Config, Trainer
+from dnnkit.config import Config
 from dnnkit.config.schedule import schedule_of
 from dnnkit.errors import CheckpointError, ConfigError, DataError, Problem
 from dnnkit.record import RunFolder
@@ -21,7 +22,6 @@ from dnnkit.record.journal import cut_journals
 from dnnkit.sender.address import uri_of
 from dnnkit.sender.find import find_run
 from dnnkit.sender.rewind import rewound
-from dnnkit.training.devices import choose_threads
 from dnnkit.training.finished import FinishedRun, fingerprint_of, read_run, threads_of, with_overrides
 from dnnkit.training.keeping import EPOCH, LAST, epochs_done, waited
 from dnnkit.training.place import Place
@@ -88,7 +88,7 @@ def resume(
         _check_more(folder, point, cfg)
         console = console or Console(quiet=not cfg.values["trainer"]["progress_bar"])
         # The threads first: the sums of the standardisation depend on their number too.
-        with threads_of(path, choose_threads(Trainer(**cfg.values["trainer"]))), Senders() as senders:
+        with threads_of(path, cfg.values["trainer"]["threads"]), Senders() as senders:
             prepared = _as_recorded(prepare_run(cfg, resumed=True), point)
             sender = senders.start(prepared.uri)
             with rewound(path, point.run.step, prepared.tracking.wait_s) as orphans:
@@ -174,7 +174,7 @@ def _as_recorded(prepared: Prepared, point: Point) -> Prepared:
         raise DataError(cause, "Put back the files that it was trained on, or start a new run with these.")
     point.run.network()  # its weights fit the network that this installation builds, or this raises
     uri = uri_of(record, Path.cwd(), os.environ) if prepared.tracking.name == "mlflow" else None
-    return replace(prepared, uri=uri)
+    return replace(prepared, uri=uri, threads=torch.get_num_threads())
 
 
 def _reopen(folder: RunFolder, point: Point) -> None:

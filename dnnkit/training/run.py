@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,7 +40,8 @@ from dnnkit.training.assemble import (
     grouping,
     load_data,
 )
-from dnnkit.training.devices import check_world, choose_device, choose_threads
+from dnnkit.training.crowd import sharing
+from dnnkit.training.devices import check_world, choose_device, choose_threads, computing_with, threads_to_prepare
 from dnnkit.training.own import importing_lightning
 from dnnkit.training.place import Place
 from dnnkit.training.pretraining import once
@@ -64,7 +65,7 @@ class Prepared:
     """A run that has been found possible; nothing has been made for it yet.
 
     `uri` is where MLflow is, credentials included; `cfg` is what may be written down, without them. `said`: where the
-    weights are from and which of them are frozen, in lines. `findings` are the linter's.
+    weights are from and which of them are frozen, in lines. `findings` are the linter's. `threads`: of the CPU, to train with.
     """
 
     cfg: Config
@@ -76,6 +77,7 @@ class Prepared:
     uri: str | None
     said: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    threads: int = 1
 
 
 def build(cfg: Config) -> Module:
@@ -103,9 +105,17 @@ def prepare_run(
 
 
 def _possible(cfg: Config, local_rank: int = 0) -> Prepared:
-    trainer, tracking = Trainer(**cfg.values["trainer"]), Tracking(**cfg.values["tracking"])
+    trainer = Trainer(**cfg.values["trainer"])
     check_world(trainer)
     device = choose_device(trainer, local_rank)
+    with computing_with(threads_to_prepare(trainer)):
+        run = _prepared(cfg, trainer, device)
+    threads = choose_threads(trainer, run.network, run.data.inputs, cfg.values["data"]["batch_size"], device)
+    return replace(run, threads=threads)
+
+
+def _prepared(cfg: Config, trainer: Trainer, device: torch.device) -> Prepared:
+    tracking = Tracking(**cfg.values["tracking"])
     data = load_data(cfg, device)
     check_measures(cfg, data)
     check_augmentation(cfg, data)
@@ -149,21 +159,14 @@ def train(
     Raises DnnkitError by kind; whatever is raised after the run folder was made is recorded in it first.
     """
     console = console or Console(quiet=not cfg.values["trainer"]["progress_bar"])
-    threads = torch.get_num_threads()
-    try:
-        wanted = choose_threads(Trainer(**cfg.values["trainer"]))
-        if wanted is not None:
-            torch.set_num_threads(wanted)
-        if senders is not None:
-            return _prepare_and_record(cfg, senders, sweep, swept, console)
-        with Senders() as own:
-            if cfg.values["tracking"]["name"] == "mlflow":
-                own.warm()
-            result = own.settle(_prepare_and_record(cfg, own, sweep, swept, console))
-            report(result, console)
-            return result
-    finally:
-        torch.set_num_threads(threads)
+    if senders is not None:
+        return _prepare_and_record(cfg, senders, sweep, swept, console)
+    with Senders() as own:
+        if cfg.values["tracking"]["name"] == "mlflow":
+            own.warm()
+        result = own.settle(_prepare_and_record(cfg, own, sweep, swept, console))
+        report(result, console)
+        return result
 
 
 def _prepare_and_record(cfg: Config, senders: Senders, sweep: str | None, swept: Collection[str] | None, console: Console) -> Result:
@@ -194,10 +197,11 @@ def carry_out(run: Prepared, folder: RunFolder, describe: Callable[[], None], se
     try:
         with _ending(folder):
             before = _interruptible()
-            with folder.log():
+            with folder.log(), computing_with(run.threads):
                 describe()
                 senders.announce(sender, folder.path, run.tracking.wait_s)
-                metrics, module = _execute(run, folder, console)
+                with sharing(run.threads):
+                    metrics, module = _execute(run, folder, console)
             folder.finish("FINISHED", "finished", 0)
         return Result(metrics, None, folder.path, module, folder.record.uuid, folder.record.tracking_uri)
     finally:
@@ -294,11 +298,16 @@ def _execute(run: Prepared, folder: RunFolder, console: Console) -> tuple[dict[s
 
 
 def _say_how(run: Prepared, place: Place, console: Console) -> None:
-    """On several devices, what is not as on one."""
-    if place.world == 1:
-        return
+    """With how many threads a CPU computes; on several devices, what is not as on one."""
     count = torch.get_num_threads()
-    threads = f", {count} CPU thread{'s' if count > 1 else ''} each" if run.device.type == "cpu" else ""
+    counted = f"{count} CPU thread{'s' if count > 1 else ''}" if run.device.type == "cpu" else ""
+    if place.world == 1:
+        if counted:
+            how = " (trainer.threads=auto)" if run.trainer.threads == "auto" else ""
+            log.info("%s%s", counted, how)
+            console.print(f"{counted}{how}", highlight=False)
+        return
+    threads = f", {counted} each" if counted else ""
     text = f"{place.world} ranks{threads}: each takes its share of every minibatch of {run.cfg.values['data']['batch_size']}"
     log.info("%s", text)
     console.print(text, highlight=False)

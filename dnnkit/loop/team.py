@@ -1,0 +1,82 @@
+"""How many of a run's CPU threads an operation of a graph is given: fewer on a busy machine, where that changes no bit.
+
+A run's sums depend on the number of its threads, so that number stays what the record says. But most operations give the
+same bits with one thread as with all: a matrix product whose threads share out rows and columns, anything elementwise.
+`steady` finds out which ones do. Where other programs want the cores, a graph runs those with one thread, because threads
+that wait for one another lose far more than their share of a core; the rest, often one small product, keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dnnkit.loop.graph import is_view, writes
+
+
+class Crowd:
+    """Whether other programs want this machine's cores; whoever watches the machine says so."""
+
+    __slots__ = ("here",)
+
+    def __init__(self) -> None:
+        self.here = False
+
+
+#: One for the process, as the number of threads is.
+CROWD = Crowd()
+
+
+def giving(threads: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Two calls for a program: the first gives the next operations one thread if there is a crowd, the second all `threads`."""
+    give = torch.set_num_threads
+
+    def fewer() -> None:
+        if CROWD.here:
+            give(1)
+
+    def every() -> None:
+        give(threads)  # asking whether it is needed takes as long, and the crowd may have gone meanwhile
+
+    return fewer, every
+
+
+def steady(node: fx.Node, threads: int) -> bool:
+    """Whether an operation was seen to give the same bits with one thread and with `threads`, on random numbers of its shapes.
+
+    One that changes its inputs, draws random numbers or reads anything but floating-point tensors is not tried.
+    """
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload) or writes(node) or torch.Tag.nondeterministic_seeded in target.tags:
+        return False
+    if is_view(node):
+        return True
+    generator = torch.Generator().manual_seed(0)
+    before = torch.get_num_threads()
+    try:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda needed: _like(needed.meta["val"], generator))
+        torch.set_num_threads(1)
+        alone = _tensors(target(*args, **kwargs))
+        torch.set_num_threads(threads)
+        together = _tensors(target(*args, **kwargs))
+    except Exception:
+        return False  # it then keeps all threads, with which it is known to work
+    finally:
+        torch.set_num_threads(before)
+    return bool(alone) and all(map(torch.equal, alone, together))
+
+
+def _like(value: Any, generator: torch.Generator) -> Tensor:
+    """Random numbers in the shape and the order in memory of a tensor. TypeError for anything that holds no real numbers."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.device.type != "cpu":
+        raise TypeError("no floating-point tensor of the CPU")
+    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    return made.copy_(torch.randn(value.shape, generator=generator, dtype=torch.float64))
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    parts = result if isinstance(result, tuple | list) else (result,)
+    return [part for part in parts if isinstance(part, Tensor)]
