@@ -1,7 +1,8 @@
 """`python -m benchmarks [PART …]`: dnnkit side by side with its peers.
 
 Parts: `epochs` (networks, optimizers, batch sizes), `choice` (auto beside graph and eager), `growth` (width, depth, rows,
-metrics), `startup`, `steps` (ways to run one), `record` (journal and MLflow).
+metrics), `startup`, `steps` (ways to run one), `record` (journal and MLflow), `threads` (the default command alone and beside
+busy processes).
 """
 
 from __future__ import annotations
@@ -14,13 +15,21 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import choice, contenders, document, epochs, growth, record, startup, steps
+from benchmarks import choice, contenders, document, epochs, growth, record, startup, steps, threads
 from benchmarks.driver import ROOT
 from benchmarks.jobs import MNIST, NETWORKS, OPTIMIZERS, SYNTHETIC
 from benchmarks.rows import find_data
 
 DOCS, PAGE, RESULTS = ROOT / "docs", ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results.json"
-_PARTS = {"epochs": epochs, "choice": choice, "growth": growth, "startup": startup, "steps": steps, "record": record}
+_PARTS = {
+    "epochs": epochs,
+    "choice": choice,
+    "growth": growth,
+    "startup": startup,
+    "steps": steps,
+    "record": record,
+    "threads": threads,
+}
 
 
 _OF_CHOICE = ("networks", "optimizers", "batch_sizes", "epochs", "rows")
@@ -63,6 +72,7 @@ def _plans(options: argparse.Namespace) -> dict[str, Any]:
             "startup": {"rounds": 2},
             "steps": {"processes": 1, "blocks": 10, "compiled": False},
             "record": {"points": 50_000, "blocks": 3, "databases": 1},
+            "threads": {"rounds": 1, "jobs": ("digits", "selu_mnist"), "sweep": 0},
         }
         if options.quick
         else {part: {} for part in _PARTS}
@@ -76,6 +86,7 @@ def _plans(options: argparse.Namespace) -> dict[str, Any]:
         "startup": startup.Plan(**quick["startup"]),
         "steps": steps.Plan(data, **quick["steps"]),
         "record": record.Plan(**quick["record"]),
+        "threads": threads.Plan(**quick["threads"]),
     }
     if "epochs" in (options.parts or _PARTS):
         contenders.check(plans["epochs"].contenders)

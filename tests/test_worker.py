@@ -30,7 +30,7 @@ from dnnkit.loop.synced import SyncBatchNorm
 from dnnkit.module import Module, Outcome, Recipe, Task, Window
 from dnnkit.module.gather import gather, gather_batches, several
 from dnnkit.training import ranks
-from dnnkit.training.devices import check_no_torchrun, check_world, choose_device, choose_threads
+from dnnkit.training.devices import check_no_torchrun, check_world, choose_device, most_threads
 from dnnkit.training.place import Identity, Place, differences, gather_identities, give_verdict, hear_verdict, weights_digest
 from dnnkit.training.ranks import LOST, Watch, broke_collective, failed, leave_word, told, word_path
 from dnnkit.training.run import prepare_run
@@ -106,12 +106,11 @@ def test_gpus_that_are_not_there_are_a_config_error(monkeypatch: pytest.MonkeyPa
 def test_the_cores_are_divided_among_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnnkit.training.devices._cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert choose_threads(Trainer("ddp_cpu", devices=3)) == 2
-    assert choose_threads(Trainer("ddp_cpu", devices=16)) == 1
-    assert choose_threads(Trainer("ddp_cpu", devices=2, threads=7)) == 7
-    assert choose_threads(Trainer("cpu")) is None
+    assert most_threads(Trainer("ddp_cpu", devices=3)) == 2
+    assert most_threads(Trainer("ddp_cpu", devices=16)) == 1
+    assert most_threads(Trainer("cpu")) == 8
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert choose_threads(Trainer("ddp_cpu", devices=2)) == 1, "OMP_NUM_THREADS=1 counts"
+    assert most_threads(Trainer("ddp_cpu", devices=2)) == 1, "OMP_NUM_THREADS=1 counts"
 
 
 def problem(*overrides: str) -> str:
