@@ -197,6 +197,15 @@ def test_an_operation_whose_bits_depend_on_the_threads_keeps_them(two_threads: N
     assert not steady(graph.call_function(torch.ops.dnnkit_test_threads.counting.default, (x,)), 2)
 
 
+@pytest.mark.parametrize(("rows", "verdict"), [(64, True), (128, True), (77, False), (129, False)])
+def test_an_elementwise_operation_gives_way_where_its_parts_are_whole_vectors(rows: int, verdict: bool, two_threads: None) -> None:
+    """300 numbers a row: 64 rows are too few to divide; half of 128 are 19,200 = 300 · 64 numbers, half of 129 are 19,350."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.ones(rows * (1 if rows != 77 else 2), 300)
+    assert steady(graph.call_function(torch.ops.aten.elu.default, (x,)), 2) == verdict
+
+
 STAT = "cpu  9 9 9 999 9 9\ncpu0 10 0 5 700 20 0\ncpu1 10 0 5 100 30 0\nintr 12\n"
 
 
