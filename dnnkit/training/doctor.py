@@ -11,6 +11,7 @@ from dnnkit.diagnostics import MOST_SAMPLES, LayerSignal, Verdict, evenly_spaced
 from dnnkit.errors import DnnkitError
 from dnnkit.lint import Finding, lint
 from dnnkit.training.assemble import measures
+from dnnkit.training.devices import computing_with
 from dnnkit.training.run import Prepared, prepare_run
 from dnnkit.training.stability import clipped_gradients, rehearse
 
@@ -62,6 +63,11 @@ def examine(cfg: Config, compose: Compose) -> Report:
     `compose` makes configs of overrides, as this one was made of its own. Raises what a run raises before it begins.
     """
     run = prepare_run(cfg)
+    with computing_with(run.threads):
+        return _examined(run, cfg, compose)
+
+
+def _examined(run: Prepared, cfg: Config, compose: Compose) -> Report:
     signals = _probe(run)
     found, findings, rehearsal = verdicts(signals), findings_of(run), rehearse(run)
     if rehearsal.diverges:

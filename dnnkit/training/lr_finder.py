@@ -25,6 +25,7 @@ from dnnkit.module.frozen import Frozen
 from dnnkit.module.groups import clip_apart
 from dnnkit.network.freezing import Freezing, freezing
 from dnnkit.training.assemble import assemble, augment
+from dnnkit.training.devices import computing_with
 from dnnkit.training.fit import in_precision
 from dnnkit.training.run import Prepared, prepare_run
 
@@ -47,15 +48,16 @@ def find_rate(cfg: Config) -> Ramp:
     trainer, data = run.trainer, run.cfg.values["data"]
     x, y = in_precision(run.data.train, trainer)
     batches = training_batches(x, y, data["batch_size"], run.cfg.values["seed"], augment=augment(run.cfg), workers=data["workers"])
-    return climb(
-        module.net.to(run.device),
-        module.recipe,
-        module.task.loss,
-        batches.to(run.device),
-        frozen=freezing(run.network, run.cfg.values["freeze"]),
-        accumulate=trainer.accumulate_grad_batches,
-        autocast=_autocast(run),
-    )
+    with computing_with(run.threads):
+        return climb(
+            module.net.to(run.device),
+            module.recipe,
+            module.task.loss,
+            batches.to(run.device),
+            frozen=freezing(run.network, run.cfg.values["freeze"]),
+            accumulate=trainer.accumulate_grad_batches,
+            autocast=_autocast(run),
+        )
 
 
 def climb(
