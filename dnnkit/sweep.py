@@ -29,9 +29,11 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.rule import Rule
 
 from dnnkit.config import Composer, Config, compose
 from dnnkit.config.triage import CLI, line, parse, quoted
+from dnnkit.console import open_console
 from dnnkit.errors import ConfigError, DnnkitError, Interrupted, Problem
 from dnnkit.record import strip_credentials
 
@@ -257,9 +259,9 @@ class Job:
         """Compose this job's config by the same way as a single run's, train it, and note what became of it."""
         hydra = HydraConfig.get()
         number, overrides = int(hydra.job.num), list(hydra.overrides.task)
-        console = Console(force_terminal=self.terminal or None)
+        console = open_console(force_terminal=self.terminal or None)
         shown = [strip_credentials(word) for word in overrides]
-        console.rule(f"job {number}", align="left")
+        console.print(Rule(f"job {number}", align="left"), width=min(console.width, 80))
         console.print(" ".join(shown), markup=False, highlight=False, soft_wrap=True)
         try:
             cfg = compose(overrides, config_dir=self.config_dir)

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     "errors",
     "disk",
+    "console",
     "registry",
     "schema",
     "plugins",

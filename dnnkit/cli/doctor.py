@@ -99,7 +99,9 @@ def _write(folder: Path, report: Report) -> None:
 def _say(report: Report, overrides: Sequence[str], folder: Path) -> None:
     from rich.console import Console
 
-    console = Console()
+    from dnnkit.console import open_console
+
+    console = open_console()
     if report.signals:
         console.print(f"{report.signals[0].samples} training examples, once forward and once back", highlight=False)
         table = _table(report.signals)

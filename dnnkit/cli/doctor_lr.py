@@ -34,7 +34,7 @@ def suggest(cfg: Config, options: Options, folder: Path, as_json: bool) -> int:
 
 
 def _say(ramp: Ramp, pasted: tuple[str, ...], config_dir: str | None, folder: Path) -> None:
-    from rich.console import Console
+    from dnnkit.console import open_console
 
     updates = f"{len(ramp.rates)} optimizer step{'s' if len(ramp.rates) != 1 else ''}"
     reached = f", the rate climbing from {ramp.rates[0]:.2g} to {ramp.rates[-1]:.2g}" if len(ramp.rates) > 1 else ""
@@ -44,6 +44,6 @@ def _say(ramp: Ramp, pasted: tuple[str, ...], config_dir: str | None, folder: Pa
         lines.append(f"  {shlex.join([*pasted, *([] if config_dir is None else ['--config-dir', config_dir])])}")
     else:
         lines.append("no rate is suggested")
-    console = Console()
+    console = open_console()
     for line in [*lines, f"numbers and figure: {folder / 'diagnostics'}"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

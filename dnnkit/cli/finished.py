@@ -209,13 +209,12 @@ def resume_run(words: list[str]) -> int:
     if asks_help(words, RESUME):
         return 0
     given = take_apart(words, ("--runs",), ("--gone",), _usage(RESUME))
-    from rich.console import Console
-
+    from dnnkit.console import open_console
     from dnnkit.training.report import report
     from dnnkit.training.resume import resume
 
     run, *overrides = given.rest
-    report(resume(run, overrides, runs=given.options.get("--runs", "runs"), gone="--gone" in given.flags), Console())
+    report(resume(run, overrides, runs=given.options.get("--runs", "runs"), gone="--gone" in given.flags), open_console())
     return 0
 
 

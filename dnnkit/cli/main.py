@@ -170,20 +170,18 @@ def _run(cfg: Config, options: Options, senders: Senders) -> int:
     if options.show_config:
         print(cfg.to_yaml(), end="")
         return 0
-    from rich.console import Console
-
+    from dnnkit.console import open_console
     from dnnkit.training import train
     from dnnkit.training.report import report
 
-    console = Console(quiet=not cfg.values["trainer"]["progress_bar"])
-    report(senders.settle(train(cfg, senders=senders, console=console)), Console())
+    console = open_console(quiet=not cfg.values["trainer"]["progress_bar"])
+    report(senders.settle(train(cfg, senders=senders, console=console)), open_console())
     return 0
 
 
 def _sweep(options: Options) -> int:
-    from rich.console import Console
-
     from dnnkit.cli.sweep_table import report_sweep
+    from dnnkit.console import open_console
     from dnnkit.sweep import check_sweep, run_sweep
     from dnnkit.training.devices import check_no_torchrun
 
@@ -194,7 +192,7 @@ def _sweep(options: Options) -> int:
 
         check_sweep(Composer(options.config_dir), options.overrides)
         raise ConfigError([Problem("--cfg", "shows the config of one run; leave -m out")])
-    console = Console()
+    console = open_console()
     outcomes = run_sweep(options.overrides, config_dir=options.config_dir, console=console)
     report_sweep(outcomes, console)
     failed = [outcome for outcome in outcomes if outcome.exit_code]

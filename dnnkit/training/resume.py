@@ -16,6 +16,7 @@ from rich.console import Console
 from dnnkit.checkpoint import RunState, load
 from dnnkit.config import Config
 from dnnkit.config.schedule import schedule_of
+from dnnkit.console import open_console
 from dnnkit.errors import CheckpointError, ConfigError, DataError, Problem
 from dnnkit.record import RunFolder
 from dnnkit.record.journal import cut_journals
@@ -86,7 +87,7 @@ def resume(
         point = last_epoch(path)
         cfg = with_overrides(point.run.cfg, overrides, MAY_CHANGE, "the others make another experiment: start a new run with them")
         _check_more(folder, point, cfg)
-        console = console or Console(quiet=not cfg.values["trainer"]["progress_bar"])
+        console = console or open_console(quiet=not cfg.values["trainer"]["progress_bar"])
         # The threads first: the sums of the standardisation depend on their number too.
         with threads_of(path, cfg.values["trainer"]["threads"]), Senders() as senders:
             prepared = _as_recorded(prepare_run(cfg, resumed=True), point)

@@ -18,6 +18,7 @@ from torch import nn
 
 from dnnkit import plugins
 from dnnkit.config import Config, Tracking, Trainer
+from dnnkit.console import open_console
 from dnnkit.data import DataSet
 from dnnkit.errors import DivergedError, DnnkitError, Interrupted
 from dnnkit.lint import Finding, lint, refuse
@@ -158,7 +159,7 @@ def train(
     `swept` the settings in which its jobs differ, which name the run in MLflow.
     Raises DnnkitError by kind; whatever is raised after the run folder was made is recorded in it first.
     """
-    console = console or Console(quiet=not cfg.values["trainer"]["progress_bar"])
+    console = console or open_console(quiet=not cfg.values["trainer"]["progress_bar"])
     if senders is not None:
         return _prepare_and_record(cfg, senders, sweep, swept, console)
     with Senders() as own:
