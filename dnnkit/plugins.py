@@ -14,10 +14,10 @@ from pathlib import Path
 from pydantic import PydanticUserError
 
 from dnnkit.errors import PluginError
-from dnnkit.registry import REGISTRIES, registering_for
+from dnnkit.registry import ENTRY_POINTS, REGISTRIES, registering_for
 from dnnkit.schema import MISSING, component_settings
 
-GROUP = "dnnkit.plugins"
+GROUP = ENTRY_POINTS
 _lock = threading.RLock()
 _loaded: dict[str, Plugin] = {}
 

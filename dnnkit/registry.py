@@ -22,6 +22,9 @@ from dnnkit.errors import PluginError, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: The entry points that plugins are found by.
+ENTRY_POINTS = "dnnkit.plugins"
+
 #: Names with a meaning of their own in a config; no component may take them.
 RESERVED = ("none", "auto")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -234,6 +234,19 @@ def _invalid(where: str, annotation: Any, value: Any) -> Problem:
     return Problem(where, f"must be {words(annotation)}, got {value!r}", close)
 
 
+def spelt_values(annotation: Any) -> list[str]:
+    """Those values of a type that can be told one by one, as a command line has them: choices, truth values, null."""
+    if annotation is bool:
+        return ["true", "false"]
+    if annotation in (None, type(None)):
+        return ["null"]
+    if typing.get_origin(annotation) is Literal:
+        return list(dict.fromkeys(map(str, typing.get_args(annotation))))
+    members = typing.get_args(annotation)
+    members = members[:1] if typing.get_origin(annotation) not in (typing.Union, types.UnionType) else members
+    return [value for member in members for value in spelt_values(member)]
+
+
 def _choices(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) is Literal:
         return typing.get_args(annotation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import yaml
 
 from dnnkit import plugins
 from dnnkit.cli import main
-from dnnkit.cli.catalogue import LISTED
+from dnnkit.cli.catalogue import LISTED, choices, record
 from dnnkit.cli.main import SUBCOMMANDS
-from dnnkit.config.sections import GROUPS
+from dnnkit.config import Composer
+from dnnkit.config.sections import GROUPS, SECTIONS
 from dnnkit.errors import (
     CheckpointError,
     ConfigError,
@@ -31,6 +33,10 @@ from dnnkit.errors import (
 from dnnkit.registry import KINDS, REGISTRIES
 
 plugins.load()
+
+ROOT = Path(__file__).parent.parent
+COMPOSER = Composer()
+KNOWN = {group: {*REGISTRIES[group].names(), *KINDS[group].switches} if group in KINDS else set() for group in LISTED}
 
 EVERY = [(group, name) for group in [*GROUPS, "metrics"] for name in [*REGISTRIES[group].names(), *KINDS[group].switches]]
 
@@ -275,3 +281,150 @@ def test_a_reader_that_goes_away_is_no_error(workdir: Path) -> None:
     done = subprocess.run(command, cwd=workdir, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+#: What is typed, and what it is answered with: the override that was meant.
+MEANT = {
+    "lr=0.1": "optimizer.lr=0.1",
+    "learning_rate=0.1": "optimizer.lr=0.1",
+    "epochs=5": "trainer.max_epochs=5",
+    "max_epoch=5": "trainer.max_epochs=5",
+    "batch_size=64": "data.batch_size=64",
+    "hidden=[30,20]": "model.hidden=[30,20]",
+    "threads=1": "trainer.threads=1",
+    "momentum=.9": "optimizer.momentum=.9",
+    "weight_decay=.01": "optimizer.weight_decay=.01",
+    "momentum=.9 optimizer=adam": "optimizer=momentum optimizer.momentum=.9",
+    "negative_slope=0.2": "activation=leaky_relu activation.negative_slope=0.2",
+    "dropout=0.2": "dropout=dropout dropout.p=0.2",
+    "dropout_rate=0.2": "dropout=dropout dropout.p=0.2",
+    "clipping=1.0": "clipping=norm clipping.max_norm=1.0",
+    "optimizer=0.1": "optimizer.lr=0.1",
+    "optim=adam": "optimizer=adam",
+    "act=relu": "activation=relu",
+    "lr_scheduler=cosine": "scheduler=cosine",
+    "batch_norm=true": "normalization=batch_norm",
+    "device=cpu": "trainer=cpu",
+    "device=cuda:0": "trainer=gpu",
+    "gpus=1": "trainer=gpu",
+    "gpus=2": "trainer=ddp trainer.devices=2",
+    "patience=3": "trainer.early_stopping=3",
+    "exp=selu_mnist": "+experiment=selu_mnist",
+    "experiment=selu_mnist": "+experiment=selu_mnist",
+    "+experiment selu_mnist": "+experiment=selu_mnist",
+    "optimizer.lr 0.1": "optimizer.lr=0.1",
+    "seed=1 selu": "activation=selu",
+    "--lr 0.1": "optimizer.lr=0.1",
+    "--epochs=3": "trainer.max_epochs=3",
+    "--optimizer.lr=0.1": "optimizer.lr=0.1",
+}
+
+
+@pytest.mark.parametrize("typed", MEANT)
+def test_what_was_meant_is_answered_first_and_is_itself_valid(typed: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    meant, words = MEANT[typed], typed.split()
+    if all("=" in word and not word.startswith("-") for word in words):
+        with pytest.raises(ConfigError) as caught:
+            COMPOSER.one(words)
+        assert [problem.nearest[0] for problem in caught.value.problems] == [meant]
+    else:
+        assert f"Did you mean '{meant}'" in told(capsys, "--cfg", *words, code=2)
+    needs = ["optimizer=adamw"] if "weight_decay" in meant else []
+    assert COMPOSER.one([*needs, *meant.split()])
+
+
+COMMANDS = {
+    "train seed=1": "dnnkit seed=1",
+    "fit": "dnnkit",
+    "run 'name=a b'": "dnnkit 'name=a b'",
+    "sweep seed=1,2": "dnnkit -m seed=1,2",
+    "optimise -m seed=1,2": "dnnkit -m seed=1,2",
+    "test ab12": "dnnkit evaluate ab12",
+    "ls activation": "dnnkit list activation",
+    "lr-find seed=1": "dnnkit doctor --lr seed=1",
+    "cfg seed=1": "dnnkit --cfg seed=1",
+    "selu_mnist seed=1": "dnnkit +experiment=selu_mnist seed=1",
+    "selu": "dnnkit activation=selu",
+    "seed=1 list": "dnnkit list",
+    "--list": "dnnkit list",
+    "--check seed=1": "dnnkit check",
+    "describe sellu": "dnnkit describe activation selu",
+    "describe activations": "dnnkit list activation",
+}
+
+
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_a_word_that_is_no_command_is_answered_with_the_command_that_was_meant(
+    typed: str, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"Did you mean {COMMANDS[typed]!r}" in told(capsys, *shlex.split(typed), code=2)
+    assert list(workdir.iterdir()) == []
+
+
+def test_help_and_version_are_understood_as_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(capsys, "help") == told(capsys, "--help")
+    assert told(capsys, "help", "check") == told(capsys, "check", "--help") == told(capsys, "--help", "check")
+    assert told(capsys, "version") == told(capsys, "--version")
+    assert "no such command" in told(capsys, "help", "chek", code=2)
+
+
+def test_options_before_a_subcommand_are_its_own(presets, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    mine = presets({"activation/steep.yaml": "defaults: [leaky_relu, _self_]\nnegative_slope: 0.9\n"})
+    for words in (["--config-dir", str(mine), "check"], [f"--config-dir={mine}", "check"], ["check", "--config-dir", str(mine)]):
+        assert told(capsys, *words, "activation=steep") == "the config is valid\n"
+    assert told(capsys, "-m", "check", "seed=1,2") == "all 2 jobs are valid\n"
+    assert "there is no folder 'check'" in told(capsys, "--config-dir", "check", "seed=1", code=2)
+
+
+def test_a_name_is_described_without_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(capsys, "describe", "selu") == told(capsys, "describe", "activation", "selu") == told(capsys, "describe", "activation=selu")
+    assert told(capsys, "describe", "dropout").startswith("dropout=dropout\n")
+    assert told(capsys, "describe", "leaky_relu_02").startswith("activation=leaky_relu_02\n")
+    assert told(capsys, "describe", "vanishing").startswith("experiment=note_000/vanishing\n")
+    assert json.loads(told(capsys, "describe", "digits", "--json"))["card"]["kind"] == "data"
+    several = told(capsys, "describe", "auto", code=2)
+    lines = {f"dnnkit describe {group} auto" for group in (*GROUPS, "metrics") if "auto" in KINDS[group].switches}
+    assert {line.strip() for line in several.splitlines() if line.strip().startswith("dnnkit")} == {*lines, "dnnkit describe trainer auto"}
+
+
+#: Every preset but the sections', whose name is the choice itself. Of experiments the quick tests take one of each folder, and
+#: those that set more than choices and numbers.
+PRESETS = [(group, row["name"]) for group in LISTED if group not in SECTIONS for row in choices(group) if row["name"] not in KNOWN[group]]
+ODD = ("init_from", "freeze", "groups", "layers", "metrics")
+
+
+def quick(group: str, name: str) -> bool:
+    """Whether a preset is among those of the quick tests."""
+    folder = [known for kind, known in PRESETS if kind == group and known.rpartition("/")[0] == name.rpartition("/")[0]]
+    return (
+        group != "experiment" or name == folder[0] or any(f"\n{key}:" in (ROOT / f"conf/experiment/{name}.yaml").read_text() for key in ODD)
+    )
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [pytest.param(*each, marks=[] if quick(*each) else pytest.mark.slow(1), id="=".join(each)) for each in PRESETS],
+)
+def test_the_overrides_that_describe_a_preset_compose_to_the_same_config(group: str, name: str) -> None:
+    """Its command and what it sets are two ways to one config; of a study, each axis is one of several valid values."""
+    found = record(group, name)
+    words = found["command"].split("dnnkit ")[1].split()
+    if group == "sweeps":
+        assert words[:2] == ["-m", f"+sweeps={name}"]
+        axes = {key: values.split(",") for key, _, values in (word.partition("=") for word in found["overrides"])}
+        assert all(len(values) > 1 and COMPOSER.one([f"{key}={values[-1]}"]) for key, values in axes.items())
+    else:
+        assert COMPOSER.one(words).values == COMPOSER.one(found["overrides"]).values
+
+
+def test_an_experiment_says_what_to_expect_and_what_to_compare_with(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(told(capsys, "describe", "experiment", "fashion/dropout", "--json"))
+    assert found["command"] == "python -m dnnkit +experiment=fashion/dropout"
+    assert {"dropout=dropout", "optimizer.lr=0.001", "trainer.max_epochs=3"} <= set(found["overrides"])
+    assert found["expect"].startswith("Expect a test accuracy of about 0.866 after 3 epochs. With ")
+    assert found["compare"] == "+experiment=fashion/plain"
+    page = told(capsys, "describe", "experiment", "fashion/dropout")
+    assert all(found[part] in page for part in ("command", "about", "expect", "compare", "file"))
+    assert all(f"\n  {word}\n" in page for word in found["overrides"])
+    for row in choices("experiment"):
+        assert record("experiment", row["name"])["expect"], row["name"]

@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dnnkit import plugins
+from dnnkit.cli.preset import preset, preset_page
 from dnnkit.cli.stored import kept
 from dnnkit.config.guard import Guard
 from dnnkit.config.loader import presets, shipped, sweep_files
-from dnnkit.config.sections import GROUPS
+from dnnkit.config.sections import GROUPS, SECTIONS, Top
 from dnnkit.config.triage import offered
 from dnnkit.errors import ConfigError, Problem, nearest
 from dnnkit.registry import KINDS, REGISTRIES, Component
-from dnnkit.schema import component_settings, kind_settings, words
+from dnnkit.schema import Settings, component_settings, kind_settings, spelt_values, words
 
 _SWITCHES = {
     ("initializer", "auto"): "what the activation pairs with",
@@ -32,7 +35,7 @@ def registered() -> dict[str, Any]:
 
     Kept from an earlier command where that is certain to hold (`stored`), so that PyTorch need not be imported for it.
     """
-    return _live() if any(REGISTRIES.values()) else kept(_live)
+    return _live() if any(REGISTRIES.values()) else kept(with_completion)
 
 
 def _live() -> dict[str, Any]:
@@ -54,6 +57,41 @@ def _live() -> dict[str, Any]:
         "components": {group: {record.name: _component(record) for record in registry} for group, registry in REGISTRIES.items()},
     }
     return dict(json.loads(json.dumps(live)))
+
+
+def with_completion() -> dict[str, Any]:
+    """What is kept: what the plugins have registered, and as `completion` what completion needs."""
+    return {**_live(), "completion": dict(json.loads(json.dumps(_completion())))}
+
+
+def _completion() -> dict[str, Any]:
+    """Of each choice its summary and settings, those of sections, and where the presets are."""
+    sections = {"": Top, **SECTIONS}
+    return {
+        "listed": LISTED,
+        "groups": {group: _of_group(group) for group in (*GROUPS, "metrics", "lint")},
+        "sections": {name: _told(Settings.of(declared)) for name, declared in sections.items()},
+        "defaults": {group: str(entry[group]) for entry in _main_defaults() for group in entry if isinstance(entry, dict)},
+        "conf": str(shipped("conf")),
+        "sweeps": str(shipped("sweeps")),
+    }
+
+
+def _of_group(group: str) -> dict[str, Any]:
+    rows = {name: {"summary": about, "settings": _told(kind_settings(group))} for name, about in switches(group).items()}
+    components = {component.name: (component.summary, component_settings(component)) for component in REGISTRIES[group]}
+    return {**rows, **{name: {"summary": summary, "settings": _told(settings)} for name, (summary, settings) in components.items()}}
+
+
+def _told(settings: Settings) -> dict[str, Any]:
+    """The settings but the name, each with its rule and the values that can be told."""
+    found = {name: settings.annotation(name) for name in settings.names() if name != "name"}
+    return {name: {"rule": words(annotation), "values": spelt_values(annotation)} for name, annotation in found.items()}
+
+
+def _main_defaults() -> list[Any]:
+    tree = yaml.safe_load((shipped("conf") / "config.yaml").read_text(encoding="utf-8"))
+    return list(tree["defaults"])
 
 
 def _component(record: Component) -> dict[str, Any]:
@@ -147,11 +185,48 @@ def record(group: str, name: str) -> dict[str, Any]:
         shared = kind_settings(group)
         common = [{"name": key, "rule": words(shared.annotation(key)), "default": default} for key, default in shared.defaults().items()]
         return {**held["components"][group][name]["record"], "common_settings": common}
-    return {"kind": group, **rows[name]}
+    path = _path(group, name, _presets(held))
+    return {"kind": group, **rows[name], **(preset(group, name, path) if path is not None else {})}
+
+
+def everywhere(name: str) -> list[tuple[str, str]]:
+    """Every group with the choice that a bare name is the name of; of those in folders the last part will do."""
+    held = registered()
+    guard = _presets(held)
+    named = [(group, row["name"]) for group in LISTED for row in _choices(group, held, guard)]
+    exact = [(group, full) for group, full in named if full == name]
+    return exact or [(group, full) for group, full in named if full.rpartition("/")[2] == name]
+
+
+def found_group(name: str) -> str:
+    """The one group that has this choice, in the full name of `everywhere`. ConfigError for none, or for several, with the commands."""
+    found = everywhere(name)
+    if len(found) == 1:
+        return found[0][0]
+    if found:
+        commands = "".join(f"\n      dnnkit describe {group} {full}" for group, full in found)
+        raise ConfigError([Problem(name, f"is the name of {len(found)} choices:{commands}\n    Type one of these")])
+    held = registered()
+    guard = _presets(held)
+    named = {row["name"]: group for group in LISTED for row in _choices(group, held, guard)}
+    if name in LISTED:
+        raise ConfigError([Problem(name, "is a group; the command is: dnnkit describe GROUP NAME", (f"dnnkit list {name}",))])
+    close = tuple(f"dnnkit describe {named[full]} {full}" for full in nearest(name, named))
+    raise ConfigError([Problem(name, "there is no choice of this name in any group; dnnkit list shows all", close)])
+
+
+def _path(group: str, name: str, guard: Guard) -> Path | None:
+    """The file of a preset; None for a component or a switch."""
+    if group == "sweeps":
+        return sweep_files().get(name)
+    paths = [Path(source.path) / group / f"{name}.yaml" for source in guard.get_sources() if source.scheme() == "file"]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def page(found: dict[str, Any]) -> str:
     """A record for reading in a terminal."""
+    if "command" in found:
+        return preset_page(found)
     if "settings" not in found:
         return f"{found['kind']}={found['name']}\n\n{found['summary']}\n\nfrom {found['origin']}"
     origin = found["origin"]

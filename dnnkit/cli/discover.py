@@ -19,11 +19,11 @@ def asks_help(words: list[str], text: str) -> bool:
 
 def list_choices(words: list[str]) -> int:
     """Print the groups, or what can be chosen in one: dnnkit list [GROUP]."""
-    from dnnkit.cli.catalogue import choices, groups
-
     as_json, rest = _json_flag(words)
     if asks_help(rest, "dnnkit list [GROUP] [--json]\n\nThe groups of choices, or what can be chosen in one, each with a line about it."):
         return 0
+    from dnnkit.cli.catalogue import choices, groups
+
     rows = groups() if not rest else choices(_one(rest, "list [GROUP]", most=1)[0])
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -40,11 +40,12 @@ def _foreign(origin: str) -> str:
 
 
 _DESCRIBE = """\
-dnnkit describe GROUP NAME [--json]
-dnnkit describe GROUP NAME [OVERRIDES] --figure [FILE.png] [--json]
+dnnkit describe [GROUP] NAME [--json]
+dnnkit describe [GROUP] NAME [OVERRIDES] --figure [FILE.png] [--json]
 dnnkit describe data NAME [OVERRIDES] [--figure [FILE.png]] [--json]
 
-Formula, settings with bounds and defaults, source and origin of one choice.
+Formula, settings with bounds and defaults, source and origin of one choice. Of an experiment, a study or another preset: the
+command that runs it, the overrides that it stands for, and what to expect. A name that one group alone has needs no GROUP.
 Of data also the card: kind, splits, classes or targets, constant and missing columns, fingerprint. Without overrides it
 follows the description where the data is on this machine; with any, such as data.path=my.csv data.target=price, it is
 all that is printed. --figure writes a sample of the training data, by default to NAME_sample.png.
@@ -54,11 +55,12 @@ factor of the rate, with the settings that are given, such as activation.negativ
 
 def describe(words: list[str]) -> int:
     """Print all that is known of one choice: dnnkit describe GROUP NAME."""
-    from dnnkit.cli.catalogue import page, record
-
     as_json, rest = _json_flag(words)
     if asks_help(rest, _DESCRIBE):
         return 0
+    from dnnkit.cli.catalogue import page, record
+
+    rest = _with_group(rest)
     if rest[:1] == ["data"] and len(rest) >= 2:
         return _describe_data(rest[1], rest[2:], as_json)
     from dnnkit.cli.component_figure import asks_figure
@@ -87,6 +89,23 @@ def _describe_drawn(words: list[str], as_json: bool) -> int:
     return 0
 
 
+def _with_group(words: list[str]) -> list[str]:
+    """The words with the group put before a name that stands by itself, also `activation=selu` taken apart."""
+    from dnnkit.cli.catalogue import LISTED, everywhere, found_group
+
+    if not words or words[0].startswith("-"):
+        return words
+    group, equals, name = words[0].lstrip("+").partition("=")
+    if equals:
+        return [group, name, *words[1:]]
+    if len(words) > 1 and "=" not in words[1] and not words[1].startswith("-"):
+        return words
+    if words[0] in LISTED and not [known for known in everywhere(words[0]) if known[0] == words[0]]:
+        return words
+    group = found_group(words[0])
+    return [group, next(full for known, full in everywhere(words[0]) if known == group), *words[1:]]
+
+
 def _describe_data(name: str, words: list[str], as_json: bool) -> int:
     """The page of a data source with its card where the data is there; with overrides or a figure, the card alone."""
     from dnnkit.cli.card import card_if_there, card_text, figure_path, loaded_card
@@ -111,11 +130,11 @@ def _describe_data(name: str, words: list[str], as_json: bool) -> int:
 
 def list_plugins(words: list[str]) -> int:
     """Print the plugin packages and what became of them: dnnkit plugins."""
-    from dnnkit.cli.catalogue import registered
-
     as_json, rest = _json_flag(words)
     if asks_help(rest, "dnnkit plugins [--json]\n\nThe installed plugin packages, what each registered, and why one failed."):
         return 0
+    from dnnkit.cli.catalogue import registered
+
     _one(rest, "plugins", most=0)
     rows = registered()["plugins"]
     if as_json:

@@ -9,15 +9,17 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dnnkit.cli.completion import ASK, answer, print_script
 from dnnkit.cli.discover import asks_help, describe, list_choices, list_plugins, print_schema
 from dnnkit.cli.doctor import doctor
 from dnnkit.cli.finished import evaluate_run, predict_with, resume_run
 from dnnkit.cli.fuse import fuse_weights
 from dnnkit.cli.installed import missing_package
+from dnnkit.cli.meant import no_such_command, subcommand_first
 from dnnkit.cli.options import Options, parse_options
 from dnnkit.cli.plot import plot_schedule
 from dnnkit.cli.ui import open_ui
-from dnnkit.errors import ConfigError, DnnkitError, PluginError, Problem, SweepError, nearest
+from dnnkit.errors import ConfigError, DnnkitError, PluginError, Problem, SweepError
 
 if TYPE_CHECKING:
     from dnnkit.config import Config
@@ -43,6 +45,7 @@ To see what there is:
   dnnkit plot OVERRIDES              the learning rate and the momentum of a run, drawn before it is trained
   dnnkit plugins                     the installed plugin packages, and whether they loaded
   dnnkit schema                      the JSON Schema of a config, for editors
+  dnnkit completion bash             the script by which bash, zsh or fish completes all of this at the TAB key
 
 To look at the runs, and to go on from one; RUN is its folder, or the 8 letters at the end of the folder's name:
   dnnkit ui [RUN]                    MLflow on the page of all runs, or of one
@@ -81,7 +84,7 @@ Exit codes: 0 nothing is wrong, and otherwise that of the run: 2 config, 3 plugi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = subcommand_first(sys.argv[1:] if argv is None else argv, SUBCOMMANDS)
     if argv is None and not (words and _is_subcommand(words[0])) and not {"-m", "--multirun"} & set(words):
         from dnnkit.training import own
 
@@ -113,20 +116,22 @@ def _blame(error: Exception) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
+    if words[:1] == [ASK]:
+        return answer(words[1:], SUBCOMMANDS, HELP)
     if words and _is_subcommand(words[0]):
-        if words[0] not in SUBCOMMANDS:
-            message = f"there is no such command; there are: {', '.join(SUBCOMMANDS)}"
-            raise ConfigError([Problem(words[0], message, nearest(words[0], SUBCOMMANDS))])
-        return SUBCOMMANDS[words[0]](words[1:])
+        if words[0] not in (*SUBCOMMANDS, "version"):
+            raise ConfigError([no_such_command(words, SUBCOMMANDS)])
+        if words[0] in SUBCOMMANDS:
+            return SUBCOMMANDS[words[0]](words[1:])
     if "-h" in words or "--help" in words:
         print(HELP, end="")
         return 0
-    if "--version" in words:
+    if {"--version", "version"} & {*words[:1], *(word for word in words if word.startswith("-"))}:
         from importlib.metadata import version
 
         print(version("dnnkit"))
         return 0
-    return _train(parse_options(words))
+    return _train(parse_options(words, SUBCOMMANDS))
 
 
 def _is_subcommand(word: str) -> bool:
@@ -246,6 +251,19 @@ def _as_far_as_known(checked: Sequence[Checked]) -> str:
     return f" as far as can be told without the data: {'; '.join(unknown)}" if unknown else ""
 
 
+_HELP = """\
+dnnkit help [COMMAND]
+
+The help of dnnkit, or that of one of its commands."""
+
+
+def _help(words: list[str]) -> int:
+    """Show the help of dnnkit or of a command: dnnkit help check."""
+    if asks_help(words, _HELP):
+        return 0
+    return _dispatch([*words[:1], "--help"])
+
+
 SUBCOMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "list": list_choices,
     "describe": describe,
@@ -259,4 +277,6 @@ SUBCOMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "resume": resume_run,
     "fuse": fuse_weights,
     "ui": open_ui,
+    "completion": print_script,
+    "help": _help,
 }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from dnnkit.errors import ConfigError, Problem, nearest
+from dnnkit.cli.meant import bare_word, no_such_option
+from dnnkit.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Options:
     config_dir: str | None = None
 
 
-def parse_options(words: Sequence[str]) -> Options:
-    """The options among the words; everything else is an override."""
+def parse_options(words: Sequence[str], commands: Collection[str] = ()) -> Options:
+    """The options among the words; everything else is an override. `commands` are what is not among overrides: subcommands."""
     overrides: list[str] = []
     found: dict[str, object] = {}
     rest = iter(words)
@@ -32,7 +33,10 @@ def parse_options(words: Sequence[str]) -> Options:
             found["config_dir"] = word.partition("=")[2] if "=" in word else next(rest, "")
         elif word.startswith("-"):
             known = ("--multirun", "--config-dir", "--cfg", "--version", "--help", "-m", "-h")
-            raise ConfigError([Problem(word, f"there is no such option; there are: {', '.join(known)}", nearest(word, known))])
+            raise ConfigError([no_such_option(word, next((after for after in rest if "=" not in after), ""), known, commands)])
         else:
+            problem = bare_word(word, overrides[-1] if overrides else "", commands) if "=" not in word else None
+            if problem is not None:
+                raise ConfigError([problem])
             overrides.append(word)
     return Options(tuple(overrides), **found)  # type: ignore[arg-type]

@@ -24,12 +24,12 @@ from typing import Any
 
 from dnnkit.disk import user_cache, write_to_cache
 from dnnkit.errors import DiskError
-from dnnkit.plugins import GROUP
+from dnnkit.registry import ENTRY_POINTS
 
 log = logging.getLogger(__name__)
 
 #: Raised whenever what is kept changes its shape.
-FORMAT = 1
+FORMAT = 2
 #: A file as young as this might have changed after it was read and still look the same: clocks of file systems are coarse.
 _SETTLED_NS = 2 * 10**9
 _Stamp = list[int]
@@ -54,6 +54,18 @@ def kept(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def last() -> tuple[dict[str, Any], bool]:
+    """What was kept last, and whether it still holds; nothing where there is none. Raises OSError where there is no cache."""
+    path = _path()
+    held = _held(path)
+    if held is not None:
+        return held, True
+    try:
+        return dict(json.loads(path.read_text("utf-8"))["content"]), False
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, False
+
+
 def _path() -> Path:
     """A file for each interpreter with the folders it looks in."""
     return user_cache() / "catalogue" / f"{_digest(_identity())[:32]}.json"
@@ -70,7 +82,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _entries() -> Iterable[importlib.metadata.EntryPoint]:
-    return importlib.metadata.entry_points(group=GROUP)
+    return importlib.metadata.entry_points(group=ENTRY_POINTS)
 
 
 def _distribution(dist: Any) -> list[str]:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dnnkit.config.doors import inspect_tree, refused_group, refused_key, refused_value
 from dnnkit.config.sections import GROUPS, SECTIONS, top_level
+from dnnkit.config.synonyms import choosing, meant_by, with_number
 from dnnkit.config.transfer import InitFrom
 from dnnkit.errors import Problem, nearest
 from dnnkit.registry import KINDS, REGISTRIES
@@ -47,7 +48,7 @@ def parse(texts: Sequence[str]) -> tuple[list[Override], list[Problem]]:
             found = _refused(override)
         except (HydraException, OmegaConfBaseException, ValueError, RecursionError):
             reason = refused_key(text.partition("=")[0].lstrip("+~"))
-            found = [Problem(text, reason or _ungrammatical(text), origin=CLI)]
+            found = [Problem(text, reason or _ungrammatical(text), () if reason else choosing(text), CLI)]
         problems += found
         if not found:
             good += [parser.parse_override("init_from=null"), override] if _is_source(override) else [override]
@@ -134,7 +135,8 @@ def judge_choice(override: Override, groups: Collection[str], options: Sequence[
         return []
     if isinstance(value, dict):
         return [Problem(text, f"{group} is chosen by its name; set its members one by one, as {group}.KEY=VALUE", origin=CLI)]
-    return [replace(no_such(group, "null" if value is None else str(value), options), where=text, origin=CLI)]
+    problem = no_such(group, "null" if value is None else str(value), options)
+    return [replace(problem, where=text, origin=CLI, nearest=with_number(group, value) or problem.nearest)]
 
 
 def no_such(group: str, value: str, options: Sequence[str]) -> Problem:
@@ -217,7 +219,8 @@ def _misplaced(override: Override, base: DictConfig) -> Problem:
     at = ".".join(parts[:depth])
     if not at:
         known = [*top_level(), "+experiment", "+sweeps"]
-        close = tuple(f"{'.'.join((name, *parts[1:]))}={value}" for name in _nearest_key(parts[0], known))
+        close = meant_by(key, value, base) if len(parts) == 1 else ()
+        close = close or tuple(f"{'.'.join((name, *parts[1:]))}={value}" for name in _nearest_key(parts[0], known))
         return Problem(text, f"there is no key {parts[0]!r}; there are: {', '.join(known)}", close, CLI)
     node = OmegaConf.select(base, at)
     known = [str(name) for name in node if name not in ("hydra", "name")] if OmegaConf.is_dict(node) else []
