@@ -403,7 +403,7 @@ def quick(group: str, name: str) -> bool:
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [pytest.param(*each, marks=[] if quick(*each) else pytest.mark.slow(1), id="=".join(each)) for each in PRESETS],
+    [pytest.param(*each, marks=[] if quick(*each) else pytest.mark.slow(minutes=1), id="=".join(each)) for each in PRESETS],
 )
 def test_the_overrides_that_describe_a_preset_compose_to_the_same_config(group: str, name: str) -> None:
     """Its command and what it sets are two ways to one config; of a study, each axis is one of several valid values."""

@@ -79,7 +79,7 @@ def candidates(
     `held` is the kept catalogue, empty where there is none yet: then only subcommands, options and groups are known.
     """
     line = _Line(words, commands, help_text, held)
-    return [found for found in dict.fromkeys(line.at(current)) if found.word.startswith(current) and found.word != current]
+    return [found for found in dict.fromkeys(line.at(current)) if found.word.startswith(current)]
 
 
 class _Line:

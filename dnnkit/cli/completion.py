@@ -96,8 +96,9 @@ def _printed(found: Candidate, shell: str, current: str, quote: str, breaks: str
         return f"{found.word}\t{' '.join(found.about.split())}"
     kept = 0 if quote else max((current.rfind(mark) + 1 for mark in breaks if not mark.isspace()), default=0)
     text = found.word[kept:]
-    escaped = text if quote else re.sub(r"([\s'\"\\$&;|<>()`!*?#])", r"\\\1", text)
-    return escaped + ((quote or "") + " " if found.final else "")
+    if quote:
+        return text  # bash itself closes the quote
+    return re.sub(r"([\s'\"\\$&;|<>()`!*?#])", r"\\\1", text) + (" " if found.final else "")
 
 
 def _known() -> Mapping[str, Any]:
