@@ -271,5 +271,5 @@ def test_a_shell_completes_what_is_typed(terminal: Terminal) -> None:
         time.sleep(0.05)
         terminal.type("\r")
         assert json.loads(terminal.until(r"CALLED(\[.*?\])END")[1]) == called, typed
-    terminal.type("dnnkit activation=leaky_\t\t")
+    terminal.type("dnnkit activation=leaky_\t\t\t")
     terminal.until("eaky_relu_002")  # fish shortens what it shows
