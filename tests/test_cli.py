@@ -197,7 +197,7 @@ def test_check_finds_what_only_the_network_or_the_data_can_tell(
 
 def test_a_pretraining_is_checked_and_not_trained(workdir: Path, data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["+experiment=fashion/greedy_autoencoder", f"data.root={data_root}"]
-    assert told(capsys, "check", *words).endswith("\nthe config is valid\n")
+    assert told(capsys, "check", *words) == "the config is valid\n"  # no rule has anything to say of it
     assert list(workdir.iterdir()) == []
 
 
