@@ -135,13 +135,14 @@ def test_train_prints_what_the_command_prints_once_and_nothing_with_the_bar_off(
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_page_is_opened_from_a_terminal_where_the_lines_stand_in_a_notebook() -> None:
-    def look(uri: str, jupyter: bool) -> str:
+@pytest.mark.parametrize(("look", "told"), [("dnnkit ui 1a2b3c4d", "in a terminal: dnnkit ui 1a2b3c4d"), ("http://h/#/1", "http://h/#/1")])
+def test_a_command_that_serves_is_for_a_terminal_where_the_lines_stand_in_a_notebook(
+    look: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dnnkit.training.report.look_at", lambda _: look)
+    for jupyter, wanted in ((False, look), (True, told)):
         console = Console(file=(file := io.StringIO()), width=200)
         console.is_jupyter = jupyter
-        console.print = lambda text="", **_: file.write(f"{text}\n")  # which would ask IPython to display it
-        report(result(Path("runs/x"), tracking_uri=uri), console)
-        return next(line[12:] for line in file.getvalue().splitlines() if line.startswith("look at it"))
-
-    assert look("sqlite:///mlflow.db", True) == f"in a terminal: {look('sqlite:///mlflow.db', False)}"
-    assert look("http://localhost:5000", True) == look("http://localhost:5000", False)
+        monkeypatch.setattr(console, "print", lambda text="", *, _file=file, **_: _file.write(f"{text}\n"))  # not to ask IPython
+        report(result(Path("runs/x")), console)
+        assert f"look at it  {wanted}" in file.getvalue().splitlines()

@@ -17,6 +17,7 @@ NEEDED = {
     "mlflow": "mlflow",
     "numpy": "numpy",
     "omegaconf": "omegaconf",
+    "pandas": "pandas",
     "PIL": "pillow",
     "pyarrow": "pyarrow",
     "pydantic": "pydantic",
