@@ -51,6 +51,7 @@ class Follower:
         self.orphaned = False  # whether the process that announced the run is known to be gone
         self.behind = False  # whether there is more to send at once
         self._opened = self._drawn = False
+        self._undrawn = ""  # which figures there are not, and why: told at the end, after everything that clears a message
         self._way: Way  # once the store is open
         self._full_batches = 0
         self._failures = self._failures_after_the_end = 0
@@ -203,6 +204,8 @@ class Follower:
         client, ended = self._store.client, self.record.ended
         if self.record.log_model and self.record.status == "FINISHED" and not (self.run_dir / "model").exists():
             self._save_model()
+        if self._undrawn:
+            self._tell("warning", message=self._undrawn)
         upload(client, run_id, self.run_dir)
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in self._tags().items()])
         self._write_note(run_id)
@@ -236,9 +239,7 @@ class Follower:
         if self._drawn or self.record.status == "RUNNING":
             return
         self._drawn = True
-        said = draw_or_say(self.run_dir, self._log)
-        if said:
-            self._tell("warning", message=said)
+        self._undrawn = draw_or_say(self.run_dir, self._log)
 
     def _save_model(self) -> None:
         try:
