@@ -188,7 +188,8 @@ class Known:
         for section in self.catalogue.get("sections", _SECTION_GROUPS):
             if section in _SECTION_GROUPS:
                 yield Candidate(f"{section}=", "choose one by its name")
-            yield Candidate(f"{section}." if section else "", "settings") if section else Candidate("")
+            if section:
+                yield Candidate(f"{section}.", "settings")
         yield from (Candidate(f"{group}.", "settings") for group in groups if self._settings(group))
         yield from (Candidate(f"{name}=", row["rule"]) for name, row in self.catalogue.get("sections", {}).get("", {}).items())
         yield from (Candidate(f"+{name}=", "added to everything else") for name in _ADDED)
