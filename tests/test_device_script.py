@@ -86,7 +86,7 @@ def test_the_time_of_all_is_bounded_and_what_does_not_fit_is_skipped(tmp_path: P
     now = [0.0]
     monkeypatch.setattr(device.time, "monotonic", lambda: now[0])
 
-    def slow(name: str, seconds: float, quick: bool, scratch: Path) -> Mapping[str, Any]:
+    def slow(name: str, seconds: float, here: Setting, scratch: Path) -> Mapping[str, Any]:
         given.append(seconds)
         now[0] += seconds
         raise subprocess.TimeoutExpired(name, seconds)

@@ -59,7 +59,7 @@ def _all(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="dnnkit-device-", ignore_cleanup_errors=True) as scratch:
         for name in options.names or CHECKS:
             left = 60 * options.minutes - (time.monotonic() - began)
-            found.append(check(name, CHECKS[name].seconds, left, lambda name, s: _child(name, s, options.quick, Path(scratch))))
+            found.append(check(name, CHECKS[name].on(setting), left, lambda name, s: _child(name, s, setting, Path(scratch))))
             _say(console, found[-1])
             write(options.out, machine, found, time.monotonic() - began)
     _table(console, found)
@@ -87,11 +87,14 @@ def write(out: Path, machine: Mapping[str, Any], found: Sequence[Finding], secon
     (out / "device.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _child(name: str, seconds: float, quick: bool, scratch: Path) -> dict[str, Any]:
+def _child(name: str, seconds: float, setting: Any, scratch: Path) -> dict[str, Any]:
     folder, report = scratch / name, scratch / f"{name}.json"
     folder.mkdir()
-    command = [sys.executable, "-m", "benchmarks.device", name, "--child", str(report), *(["--quick"] if quick else [])]
-    done = subprocess.run(command, cwd=folder, env=environment(scratch), capture_output=True, text=True, errors="replace", timeout=seconds)
+    command = [sys.executable, "-m", "benchmarks.device", name, "--child", str(report), *(["--quick"] if setting.quick else [])]
+    # Beside other programs several threads wait for each other most of the time.
+    threads = {} if setting.cuda else {"OMP_NUM_THREADS": "1"}
+    environ = {**threads, **environment(scratch)}
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, errors="replace", timeout=seconds)
     if report.exists():
         verdict: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         return verdict
