@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import dnnkit
-from dnnkit.cli.report import sweep_table
+from dnnkit.cli.sweep_table import sweep_table
 from dnnkit.console import open_console
 from dnnkit.sweep import Outcome
 from dnnkit.training.summary import Layer, table

@@ -7,20 +7,17 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+from dnnkit.cli.installed import NEEDED
+
 #: The checkout.
 ROOT = Path(__file__).parents[2]
-#: The modules of what dnnkit depends on, by pyproject.toml; a test compares the two.
-NEEDS = (
-    "annotated_types", "filelock", "hydra", "matplotlib", "mlflow", "numpy", "omegaconf", "PIL", "pyarrow", "pydantic",
-    "pytorch_lightning", "rich", "sklearn", "torch",
-)  # fmt: skip
 _METADATA = "Metadata-Version: 2.1\nName: dnnkit\nVersion: 0+checkout\n"
 _ENTRY_POINTS = "[dnnkit.plugins]\ndnnkit = dnnkit_plugins\n"
 
 
 def missing() -> list[str]:
     """Modules that dnnkit needs and this interpreter does not have. MLflow is none of them: no check records there."""
-    return [name for name in NEEDS if name != "mlflow" and find_spec(name) is None]
+    return [name for name in NEEDED if name != "mlflow" and find_spec(name) is None]
 
 
 def environment(scratch: Path) -> dict[str, str]:

@@ -18,7 +18,8 @@ def report_sweep(outcomes: Sequence[Outcome], console: Console) -> None:
     """The last lines of a sweep: its jobs, and how to look at them."""
     console.print()
     console.print(sweep_table(outcomes))
-    folders = [Path(outcome.run_dir) for outcome in outcomes if outcome.run_dir]
+    # A folder may be gone by now: a long sweep's user tidies up.
+    folders = [Path(outcome.run_dir) for outcome in outcomes if outcome.run_dir and Path(outcome.run_dir, "run.json").exists()]
     look = next((found for folder in folders if (found := look_at(folder, all_runs=True))), None)
     if look is not None:
         console.print(f"\nlook at them {look}", highlight=False, markup=False, soft_wrap=True)

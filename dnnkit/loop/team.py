@@ -14,25 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dnnkit.data.cores import CROWD
 from dnnkit.loop.graph import is_view, writes
 
 #: Of random numbers that are tried: where threads add in another order, one draw in two or more shows it, even in a single sum.
 _DRAWS = 4
 #: PyTorch gives no thread fewer numbers than these (`at::internal::GRAIN_SIZE`); a multiple of all processors' vectors, twice.
 _GRAIN, _VECTORS = 32_768, 64
-
-
-class Crowd:
-    """Whether other programs want this machine's cores; whoever watches the machine says so."""
-
-    __slots__ = ("here",)
-
-    def __init__(self) -> None:
-        self.here = False
-
-
-#: One for the process, as the number of threads is.
-CROWD = Crowd()
 
 
 def giving(threads: int) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnnkit.loop.team import CROWD
+from dnnkit.data.cores import CROWD
 
 #: How the user may have said by himself how OpenMP's threads wait.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
