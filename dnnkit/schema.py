@@ -6,14 +6,17 @@ truth value counts as a number, and infinities and NaN are not numbers.
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import json
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from annotated_types import Ge, Interval
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -29,43 +32,70 @@ Fraction = Annotated[float, Interval(gt=0, lt=1)]
 Share = Annotated[float, Interval(gt=0, le=1)]
 
 
+class Keyed(Protocol):
+    """Whatever holds a whole config by its keys: a `Config`, or plain data."""
+
+    def __getitem__(self, key: str, /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class DataSettings:
-    """Settings of every data source.
-
-    `batch_size`: examples in a minibatch, over all devices together. `train_size`: a count or a share of what is left for
-    training after validation and test are taken, stratified; null for all of it. `standardize_target`: of a regression, whose metrics
-    keep the target's own units. `loader`: `resident` keeps all examples on the device, `stream` standardises and moves them
-    minibatch by minibatch; `auto` streams what would take more than `memory_share` of the free memory. `workers` processes
-    prepare minibatches of a stream ahead; 0 prepares them as they are needed.
-    """
+    """Settings of every data source."""
 
     batch_size: Count = 32
+    """Examples in a minibatch, over all devices together."""
+
     root: str | None = None
+    """The folder that the files are in; null looks in $DNNKIT_DATA, in data/ of the working folder and in the user's cache."""
+
     val_size: Count | Fraction = 0.1
+    """Validation examples: a count or a share, where the source has no such split of its own."""
+
     test_size: Count | Fraction = 0.2
+    """Test examples: a count or a share, where the source has no such split of its own."""
+
     train_size: Count | Fraction | None = None
+    """A count or a share of what is left for training after validation and test are taken, stratified; null for all of it."""
+
     split: Literal["stratified", "random", "tail"] = "stratified"
+    """How validation and test examples are chosen: with equal shares of the classes, at random, or the last ones."""
+
     standardize: Literal["auto", "channel", "feature", "none"] = "auto"
+    """What is brought to mean 0 and standard deviation 1, by the training examples; `auto` channels of images, else features."""
+
     standardize_target: bool = True
+    """Whether a regression's target is standardised too; its metrics keep the target's own units."""
+
     loader: Literal["auto", "resident", "stream"] = "auto"
+    """`resident` keeps all examples on the device, `stream` standardises and moves them minibatch by minibatch.
+
+    `auto` streams what would take more than `memory_share` of the free memory.
+    """
+
     memory_share: Share = 0.5
+    """The share of the free memory that `loader=auto` lets the examples take."""
+
     workers: Annotated[int, Ge(0)] = 0
+    """Processes that prepare minibatches of a stream ahead; 0 prepares them as they are needed."""
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Settings of every model. `use_bias=auto` drops the bias of a layer that feeds straight into a normalization with an offset."""
+    """Settings of every model."""
 
     use_bias: Literal["auto"] | bool = "auto"
+    """`auto` drops the bias of a layer that feeds straight into a normalization with an offset."""
 
 
 @dataclass(frozen=True)
 class NormalizationSettings:
-    """Settings of every normalization: before or after the activation, and whether the input is normalized too."""
+    """Settings of every normalization."""
 
     position: Literal["pre", "post"] = "pre"
+    """Before or after the activation."""
+
     on_input: bool = False
+    """Whether the input is normalized too."""
 
 
 #: What a parameter is for: a kernel, an offset, a part of a normalization, or one that an activation learns.
@@ -79,37 +109,37 @@ Severity = Literal["error", "warning", "hint", "remark"]
 
 @dataclass(frozen=True)
 class DropoutSettings:
-    """Settings of every dropout. `mc_samples`: of so many passes with dropout on over the test split, mean and spread are recorded.
-
-    That is Monte-Carlo dropout, test/mc_…; 0 leaves it out. It is about all dropout layers of the network, also about those
-    that a model names itself.
-    """
+    """Settings of every dropout."""
 
     mc_samples: Annotated[int, Ge(0)] = 0
+    """Passes with dropout on over the test split, whose mean and spread are recorded as test/mc_…; 0 makes none.
+
+    That is Monte-Carlo dropout. It is about all dropout layers of the network, also about those that a model names itself.
+    """
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings of every optimizer. `groups`: settings of their own for some parameters, `[{match: output, lr_scale: 0.1}, …]`.
+    """Settings of every optimizer."""
+
+    groups: list[Any] | None = None
+    """Settings of their own for some parameters, `[{match: output, lr_scale: 0.1}, …]`.
 
     An entry says which parameters it is about, by `match` (a role: weight, bias, norm, slope; `output`; or a layer's name or
     pattern), `role` or `depth`, and what is special about them: `lr_scale`, `weight_decay`, `clipping`. The first entry that
     fits a parameter counts.
     """
 
-    groups: list[Any] | None = None
-
 
 @dataclass(frozen=True)
 class SchedulerSettings:
-    """Settings of every scheduler: a linear warm-up before it, `warmup_steps` optimizer steps or that share of the run long.
-
-    It climbs from `warmup_start_factor` times the schedule's first value to that value; then the schedule begins, over the
-    steps that are left.
-    """
+    """Settings of every scheduler: a linear warm-up before it, after which the schedule runs over the steps that are left."""
 
     warmup_steps: Annotated[int, Ge(0)] | Fraction = 0
+    """How long the warm-up is: optimizer steps, or a share of the run."""
+
     warmup_start_factor: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """The warm-up climbs from this factor of the schedule's first value to that value."""
 
 
 #: Settings that belong to a kind: declared once, added to every node of it, third parties' too.
@@ -122,6 +152,20 @@ _KIND_SETTINGS = {
     "scheduler": SchedulerSettings,
 }
 KIND_SETTINGS: Mapping[str, type] = types.MappingProxyType(_KIND_SETTINGS)
+
+
+def field_docs(declared: type) -> dict[str, str]:
+    """What the text below each field of a class says about it, by name; ValueError for a field without one."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(declared))).body
+    assert isinstance(tree, ast.ClassDef)
+    found: dict[str, str] = {}
+    for line, below in itertools.pairwise([*tree.body, ast.Pass()]):
+        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
+            continue
+        if not isinstance(below, ast.Expr) or not isinstance(below.value, ast.Constant) or not isinstance(below.value.value, str):
+            raise ValueError(f"{declared.__name__}.{line.target.id} has no text below it that says what it is")
+        found[line.target.id] = inspect.cleandoc(below.value.value)
+    return found
 
 
 @dataclass(frozen=True)

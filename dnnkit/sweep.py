@@ -289,7 +289,7 @@ class Job:
             cfg = compose(overrides, config_dir=self.config_dir)
         except DnnkitError:
             return None  # and so it was its config that failed
-        for tags in Path(cfg.values["tracking"]["runs"]).glob("*/tags.json"):
+        for tags in Path(cfg.tracking.runs).glob("*/tags.json"):
             if f'"{self.sweep}"' in tags.read_text(encoding="utf-8", errors="replace"):
                 typed = yaml.safe_load((tags.parent / "config" / "overrides.yaml").read_text(encoding="utf-8"))
                 if typed == overrides:

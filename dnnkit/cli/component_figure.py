@@ -30,7 +30,7 @@ def draw_component(group: str, name: str, overrides: Sequence[str], path: Path) 
     from dnnkit.disk import disk
     from dnnkit.record.component_figures import component_figure
 
-    node: Mapping[str, Any] = compose([f"{group}={name}", *overrides]).values[group]
+    node: Mapping[str, Any] = compose([f"{group}={name}", *overrides])[group]
     figure = component_figure(group, node, " ".join([f"{group}={name}", *overrides]))
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)

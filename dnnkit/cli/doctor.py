@@ -54,7 +54,7 @@ def doctor(words: list[str]) -> int:
 
     composer = Composer(options.config_dir)
     cfg = composer.one(options.overrides)
-    folder = Path(output or f"doctor/{cfg.values['name']}")
+    folder = Path(output or f"doctor/{cfg.name}")
     if "--lr" in words:
         from dnnkit.cli.doctor_lr import suggest
 

@@ -179,7 +179,7 @@ def _run(cfg: Config, options: Options, senders: Senders) -> int:
     from dnnkit.training import train
     from dnnkit.training.report import report
 
-    console = open_console(quiet=not cfg.values["trainer"]["progress_bar"])
+    console = open_console(quiet=not cfg.trainer.progress_bar)
     report(senders.settle(train(cfg, senders=senders, console=console)), open_console())
     return 0
 

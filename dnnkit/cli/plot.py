@@ -92,7 +92,7 @@ def _configs(options: Options) -> list[Config]:
 def _labels(configs: Sequence[Config]) -> list[str]:
     """The overrides of each config that not all have; of a single one its schedule."""
     if len(configs) == 1:
-        return [f"scheduler={configs[0].values['scheduler']['name']}"]
+        return [f"scheduler={configs[0].scheduler.name}"]
     shared = set.intersection(*(set(cfg.overrides) for cfg in configs))
     return [" ".join(word for word in cfg.overrides if word not in shared) or f"job {number}" for number, cfg in enumerate(configs)]
 
@@ -107,10 +107,10 @@ def _plans(configs: Sequence[Config], steps: int | None) -> list[Plan]:
     for cfg in configs:
         total = steps
         if total is None:
-            data = json.dumps([cfg.values[key] for key in ("data", "task", "seed", "model")], sort_keys=True)
+            data = json.dumps([dict(cfg.data), cfg.task, cfg.seed, dict(cfg.model)], sort_keys=True)
             if data not in rows:
                 rows[data] = training_rows(cfg)
-            total = total_steps(cfg.values, rows[data])
+            total = total_steps(cfg, rows[data])
         plans.append(plan(cfg, total))
     return plans
 

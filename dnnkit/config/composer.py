@@ -6,7 +6,6 @@ and left out, and composition goes on, so that one answer holds every problem.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dnnkit import plugins
+from dnnkit.config.config import Config
 from dnnkit.config.loader import Loader
 from dnnkit.config.pretraining import with_pretraining
 from dnnkit.config.references import resolve
@@ -27,50 +27,6 @@ from dnnkit.config.triage import CLI, is_choice, is_plain, judge_choice, judge_v
 from dnnkit.errors import ConfigError, DnnkitError, PluginError, Problem
 from dnnkit.registry import KINDS
 from dnnkit.schema import kind_settings
-
-
-class Config:
-    """A composed and validated config, read-only. Keys are read as attributes (`cfg.optimizer.lr`) or items.
-
-    `values` is a copy of the whole config as plain data, every reference resolved and every default filled in;
-    `overrides` are the words it was composed from, `config_dir` the folder of presets that was looked in too.
-    """
-
-    overrides: tuple[str, ...]
-    config_dir: str | None
-
-    def __init__(self, values: Mapping[str, Any], overrides: Sequence[str] = (), config_dir: str | None = None) -> None:
-        node = OmegaConf.create(dict(values))
-        OmegaConf.set_readonly(node, True)
-        self.__dict__.update(_values=copy.deepcopy(dict(values)), _node=node, overrides=tuple(overrides), config_dir=config_dir)
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The whole config as plain data; what is done to it does not change the config."""
-        return copy.deepcopy(self._values)
-
-    def __getattr__(self, key: str) -> Any:
-        if key.startswith("_"):
-            raise AttributeError(key)
-        return getattr(self.__dict__["_node"], key)
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        raise AttributeError(f"a config is read-only: compose another one with {key}=…")
-
-    def __getitem__(self, key: str) -> Any:
-        return self.__dict__["_node"][key]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Config) and (self.values, self.overrides) == (other.values, other.overrides)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"Config({self.values!r}, {self.overrides!r})"
-
-    def to_yaml(self) -> str:
-        """The config as YAML, as it is written to `config/config.yaml`."""
-        return OmegaConf.to_yaml(self.__dict__["_node"])
 
 
 def compose(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Config:

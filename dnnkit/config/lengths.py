@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+
+from dnnkit.schema import Keyed
 
 
 def limited(limit: int | float, whole: int) -> int:
@@ -12,21 +12,21 @@ def limited(limit: int | float, whole: int) -> int:
     return int(limit * whole) if isinstance(limit, float) else min(limit, whole)
 
 
-def minibatches(values: Mapping[str, Any], rows: int) -> int:
+def minibatches(config: Keyed, rows: int) -> int:
     """The minibatches of an epoch over so many training examples."""
-    return limited(values["trainer"]["limit_train_batches"], math.ceil(rows / values["data"]["batch_size"]))
+    return limited(config["trainer"]["limit_train_batches"], math.ceil(rows / config["data"]["batch_size"]))
 
 
-def validations(values: Mapping[str, Any], rows: int) -> int:
+def validations(config: Keyed, rows: int) -> int:
     """The validations that have an update after them: all but one at the end of the last epoch."""
-    trainer, epoch = values["trainer"], minibatches(values, rows)
+    trainer, epoch = config["trainer"], minibatches(config, rows)
     interval = trainer["val_check_interval"]
     each = max(1, int(interval * epoch)) if isinstance(interval, float) else interval
     return int(trainer["max_epochs"] * (epoch // each) - (epoch % each == 0))
 
 
-def flushes(values: Mapping[str, Any], steps: int) -> int:
+def flushes(config: Keyed, steps: int) -> int:
     """The points at which what is measured in training is written and an update follows, in a run of so many updates."""
-    trainer = values["trainer"]
+    trainer = config["trainer"]
     each, epoch = trainer["log_every_n_steps"], steps // trainer["max_epochs"]
     return int(steps // each + steps // epoch - steps // math.lcm(each, epoch) - 1)

@@ -25,11 +25,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from dnnkit import plugins
 from dnnkit.config.guard import Guard
-from dnnkit.config.sections import GROUPS
+from dnnkit.config.sections import GROUPS, Top
 from dnnkit.errors import ConfigError, Problem
 from dnnkit.registry import KINDS, REGISTRIES
-from dnnkit.schema import node
+from dnnkit.schema import Settings, node
 
+#: What `conf/config.yaml` begins with: a default for every key that holds one value.
+KEYS = "keys"
 _PACKAGE = Path(__file__).resolve().parent.parent
 #: What may differ between one command and another in the node by which Hydra acts; the rest is always Hydra's own.
 _FREE = ("mode", "sweeper", "launcher", "overrides", "runtime")
@@ -70,6 +72,7 @@ def store_nodes() -> None:
     for group in GROUPS:
         for name in [*REGISTRIES[group].names(), *KINDS[group].switches]:
             store.store(group=group, name=name, node=node(group, name), provider="dnnkit")
+    store.store(name=KEYS, node=Settings.of(Top).defaults(), provider="dnnkit")
     for name in sweep_files():
         store.store(group="sweeps", name=name, node={}, package="_global_", provider="dnnkit")
 

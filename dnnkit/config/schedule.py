@@ -102,7 +102,7 @@ def direction(key: str) -> Literal["min", "max"]:
     return "max" if rises else "min"
 
 
-def to_measure(name: str, config: Mapping[str, Any], metrics: Sequence[str], task: str) -> str:
+def to_measure(name: str, config: Keyed, metrics: Sequence[str], task: str) -> str:
     """What to say of a metric that a run does not measure beside `metrics`: how it would, or that it is for other tasks."""
     fitting = _tasks(name)
     if task != "auto" and task not in fitting:
@@ -115,7 +115,7 @@ def _tasks(metric: str) -> frozenset[str]:
     return frozenset(REGISTRIES["metrics"].get(metric).facts.get("tasks", ("classification", "regression", "reconstruction")))
 
 
-def watch_problems(config: Mapping[str, Any], metrics: Sequence[str], task: str) -> list[Problem]:
+def watch_problems(config: Keyed, metrics: Sequence[str], task: str) -> list[Problem]:
     """What is wrong with the metric that the scheduler watches, of a run that measures the loss and `metrics`."""
     key = watched(config["scheduler"])
     monitors = [f"{stage}/{name}" for stage in ("val", "train") for name in ("loss", *metrics)]

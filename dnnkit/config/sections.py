@@ -13,67 +13,116 @@ from dnnkit.config.groups import group_problems
 from dnnkit.config.schedule import to_measure, watch_problems
 from dnnkit.errors import Problem, nearest
 from dnnkit.registry import REGISTRIES
-from dnnkit.schema import Check, Count, Settings, Severity, Share, component_settings, validate_node
+from dnnkit.schema import Check, Count, Keyed, Settings, Severity, Share, component_settings, validate_node
 
 Name = Annotated[str, Len(min_length=1, max_length=200)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 
 
-@dataclass(frozen=True)
-class Trainer:
-    """How long, on what and how exactly to train.
+class Section:
+    """Settings that belong together and are no component's; each is an attribute or an item, read-only."""
 
-    Counts are in minibatches or epochs as named; `limit_*_batches` and `val_check_interval` are a count of minibatches
-    or a share of an epoch. `chunk_size` is the number of minibatches that are run between two looks at the clock; it
-    changes no number. `engine` is how a step is run: `eager` operation by operation; `captured` as a graph, with the same
-    numbers, or not at all; `auto` the faster of these two, by the times of the first chunks; `compiled` by torch.compile, equal
-    to rounding only.
-    `threads` of the CPU: `auto` as many as the network's work at this batch size is worth, null as many as PyTorch takes; the
-    last digits of sums depend on their number, and the record says it. `early_stopping` is the patience in validations, null to
-    train to the end. `sync_batch_norm`: on several devices, batch normalization over the whole minibatch instead of each device's share.
-    """
+    def __getitem__(self, key: str) -> Any:
+        if key not in Settings.of(type(self)):
+            raise KeyError(key)
+        return getattr(self, key)
+
+
+@dataclass(frozen=True)
+class Trainer(Section):
+    """How long, on what and how exactly to train."""
 
     name: Literal["auto", "cpu", "gpu", "ddp_cpu", "ddp"] = "auto"
+    """The device: `auto` is a GPU where there is one, else the CPU; `ddp` is several GPUs, `ddp_cpu` several processes on the CPU."""
+
     max_epochs: Count = 20
+    """Epochs to train, unless something ends the run earlier."""
+
     devices: Count = 1
+    """How many devices share every minibatch; more than one with `ddp` and `ddp_cpu` only."""
+
     precision: Literal[32, 64, "32", "64", "bf16"] = "32"
+    """Of the arithmetic, in bits; `bf16` computes in bfloat16 and keeps the weights in 32 bits."""
+
     accumulate_grad_batches: Count = 1
+    """Minibatches whose gradients are averaged for one update."""
+
     threads: Literal["auto"] | Count | None = "auto"
-    limit_train_batches: Count | Share = 1.0
-    limit_val_batches: Count | Share = 1.0
-    val_check_interval: Count | Share = 1.0
-    log_every_n_steps: Count = 50
-    early_stopping: Count | None = None
-    chunk_size: Count = 50
-    engine: Literal["auto", "eager", "captured", "compiled"] = "auto"
-    sync_batch_norm: bool = False
-    progress_bar: bool = True
+    """CPU threads: `auto` as many as the network's work at this batch size is worth, null as many as PyTorch takes.
 
-
-@dataclass(frozen=True)
-class Tracking:
-    """Where the record goes besides the run folder. The end of a run waits up to `wait_s` seconds for MLflow and
-    the figures.
-
-    `signal` is what MLflow gets of the signal, which the run folder has whole: `summary` a few numbers over the layers, so that
-    loss and accuracy come first on its page; `layers` every measure of every layer; `none` nothing.
+    The last digits of sums depend on their number, and the record says it.
     """
 
-    name: Literal["mlflow", "none"] = "mlflow"
-    uri: str | None = None
-    experiment: Name = "dnnkit"
-    runs: Name = "runs"
-    log_model: bool = False
-    signal: Literal["summary", "layers", "none"] = "summary"
-    wait_s: Annotated[float, Ge(0)] = 120.0
+    limit_train_batches: Count | Share = 1.0
+    """Minibatches in an epoch: a count, or a share of all of them."""
+
+    limit_val_batches: Count | Share = 1.0
+    """Minibatches in a validation: a count, or a share of all of them."""
+
+    val_check_interval: Count | Share = 1.0
+    """Minibatches between two validations: a count, or a share of an epoch."""
+
+    log_every_n_steps: Count = 50
+    """Optimizer steps between two points of the training curves, which are means over as many steps."""
+
+    early_stopping: Count | None = None
+    """Validations without a better value of `checkpoint.monitor` after which training ends; null trains to the end."""
+
+    chunk_size: Count = 50
+    """Minibatches that are run between two looks at the clock; it changes no number."""
+
+    engine: Literal["auto", "eager", "captured", "compiled"] = "auto"
+    """How a step is run: `eager` operation by operation; `captured` as a graph, with the same numbers, or not at all.
+
+    `auto` takes the faster of these two, by the times of the first chunks; `compiled` is torch.compile, equal to rounding only.
+    """
+
+    sync_batch_norm: bool = False
+    """On several devices, batch normalization over the whole minibatch instead of each device's share."""
+
+    progress_bar: bool = True
+    """Whether a bar is drawn, and a run's lines are printed."""
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """What makes a checkpoint the best one: a validation metric and its direction; `auto` takes the task's."""
+class Tracking(Section):
+    """Where the record goes besides the run folder."""
+
+    name: Literal["mlflow", "none"] = "mlflow"
+    """`none`: nowhere."""
+
+    uri: str | None = None
+    """MLflow's store or server; null takes the variable MLFLOW_TRACKING_URI, else mlflow.db in the working folder."""
+
+    experiment: Name = "dnnkit"
+    """MLflow's experiment, under which its page lists the run."""
+
+    runs: Name = "runs"
+    """The folder that run folders are made in."""
+
+    log_model: bool = False
+    """Whether MLflow also gets a model that it can load, which takes some seconds."""
+
+    signal: Literal["summary", "layers", "none"] = "summary"
+    """What MLflow gets of the signal, which the run folder has whole.
+
+    `summary` is a few numbers over the layers, so that loss and accuracy come first on its page; `layers` every measure of
+    every layer; `none` nothing.
+    """
+
+    wait_s: Annotated[float, Ge(0)] = 120.0
+    """Seconds that the end of a run waits at most for MLflow and the figures."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(Section):
+    """What makes a checkpoint the best one."""
 
     monitor: str = "auto"
+    """A validation metric, such as val/f1, or val/loss; `auto` takes the task's."""
+
     mode: Literal["auto", "min", "max"] = "auto"
+    """Whether its smallest or its largest value is the best; `auto` asks the metric."""
 
 
 def _rule_problems(names: Iterable[str] | None, where: str) -> list[Problem]:
@@ -87,38 +136,51 @@ def _rule_names() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Lint:
-    """What the linter does with what its rules find.
-
-    `ignore`: rules that are not asked. `strict`: warnings are errors, which end the run before it begins. `severity`: that of
-    single rules in place of their own, such as `{selu_initializer: error}`; a rule that speaks on request is asked where it is named here.
-    """
+class Lint(Section):
+    """What the linter does with what its rules find."""
 
     ignore: Annotated[Sequence[str], Check(_rule_problems, _rule_names)] = ()
+    """Rules that are not asked."""
+
     strict: bool = False
+    """Whether warnings are errors, which end the run before it begins."""
+
     severity: Annotated[dict[str, Severity] | None, Check(_rule_problems, _rule_names)] = None
+    """That of single rules in place of their own, such as `{selu_initializer: error}`.
 
-
-@dataclass(frozen=True)
-class Diagnostics:
-    """How often the network's signal is looked at while it trains: after every so many optimizer steps, on their last minibatch.
-
-    null: never, which leaves the looks before and after training. Nothing that is trained depends on it.
+    A rule that speaks on request is asked where it is named here.
     """
 
+
+@dataclass(frozen=True)
+class Diagnostics(Section):
+    """How often the network's signal is measured while it trains. Nothing that is trained depends on it."""
+
     every: Count | None = 200
+    """Optimizer steps between two measurements; null measures before and after training only."""
 
 
 @dataclass(frozen=True)
-class Top:
-    """The keys of a config that hold one value."""
+class Top(Section):
+    """The keys of a config that hold one value. A new one is a field here."""
 
     name: Name = "run"
+    """Of the run, in MLflow and in its folder."""
+
     seed: Seed = 0
+    """What the split, the initial weights, the order and every other random number follow from."""
+
     task: Literal["auto", "classification", "regression", "reconstruction"] = "auto"
-    metrics: Any = "auto"  # a list of names and nodes; see _metrics
-    init_from: Any = None  # a run, a checkpoint, or a node; see dnnkit.config.transfer
-    freeze: Any = None  # a list of layers by name or pattern, or nodes
+    """What is learnt; `auto` takes what the targets and the model are for."""
+
+    metrics: Any = "auto"
+    """A list, such as [acc, f1] or [acc, {name: top_k, k: 3}]; `auto` takes those of the task."""
+
+    init_from: Any = None
+    """A run or a checkpoint, whose weights this run begins with."""
+
+    freeze: Any = None
+    """A list of layers that are not trained, by name or pattern, such as [00_*]."""
 
 
 SECTIONS: Mapping[str, type] = {
@@ -248,19 +310,19 @@ def _metric(entry: Any, where: str) -> tuple[dict[str, Any], list[Problem]]:
     return {"name": name, **valid}, problems
 
 
-def metric_nodes(config: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
+def metric_nodes(config: Keyed, task: str) -> list[dict[str, Any]]:
     """The metrics that a config asks for, or the task's own, as nodes `{"name": …, settings}`."""
     wanted = DEFAULT_METRICS[task] if config["metrics"] == "auto" else config["metrics"]
     return [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in wanted]
 
 
-def _metric_names(config: Mapping[str, Any], task: str) -> list[str]:
+def _metric_names(config: Keyed, task: str) -> list[str]:
     """What is measured beside the loss; while the task is `auto`, of whatever task."""
     tasks = [task] if task != "auto" else list(DEFAULT_METRICS)
     return list(dict.fromkeys(node["name"] for known in tasks for node in metric_nodes(config, known)))
 
 
-def _monitor_problems(config: Mapping[str, Any], task: str) -> list[Problem]:
+def _monitor_problems(config: Keyed, task: str) -> list[Problem]:
     """What is wrong with a monitor that is not measured; while the task is `auto`, not measured whatever the task is."""
     names, chosen = _metric_names(config, task), config["checkpoint"]["monitor"]
     monitors = ["auto", "val/loss", *(f"val/{name}" for name in names)]
@@ -275,7 +337,7 @@ def _monitor_problems(config: Mapping[str, Any], task: str) -> list[Problem]:
     return [Problem("checkpoint.monitor", f"must be one of {', '.join(monitors)}, got {chosen!r}", nearest(chosen, monitors))]
 
 
-def task_problems(config: Mapping[str, Any], task: str) -> list[Problem]:
+def task_problems(config: Keyed, task: str) -> list[Problem]:
     """What of the config does not fit the task; while that is still `auto`, what fits none."""
     chosen = [("loss", config["loss"]["name"])]
     chosen += [("metrics", node["name"]) for node in metric_nodes(config, task)] if isinstance(config["metrics"], list) else []

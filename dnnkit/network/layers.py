@@ -57,7 +57,7 @@ def initializer_for(values: Mapping[str, Any], activation: str | None) -> Initia
     return Initializer(name, REGISTRIES["initializer"].get(name).function)
 
 
-def initializers(config: Mapping[str, Any]) -> tuple[Initializer, Initializer]:
+def initializers(config: Keyed) -> tuple[Initializer, Initializer]:
     """The initializers of the hidden layers and of the output layer, which no activation follows."""
     values = config["initializer"]
     return initializer_for(values, config["activation"]["name"]), initializer_for(values, None)

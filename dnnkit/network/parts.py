@@ -20,7 +20,7 @@ class Parts:
     `nn.Sequential`, or as it likes. `config` is the whole resolved config, for a model that names parts of its own.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Keyed) -> None:
         self.config = config
         self._position = config["normalization"]["position"]
         self._on_input = config["normalization"]["on_input"]
@@ -73,7 +73,7 @@ class Parts:
         return self._name(group) != "none"
 
 
-def build_network(config: Mapping[str, Any], inputs: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
+def build_network(config: Keyed, inputs: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
     """The network that a resolved config describes, with its initial weights.
 
     `inputs` is the shape of one example, `outputs` the number of classes or values. The weights are a function of

@@ -16,7 +16,7 @@ from dnnkit.config import Config
 from dnnkit.config.groups import entries, has_decay
 from dnnkit.config.lengths import limited
 from dnnkit.config.schedule import direction, watched
-from dnnkit.config.sections import metric_nodes, task_problems
+from dnnkit.config.sections import Trainer, metric_nodes, task_problems
 from dnnkit.data import DataSet, Source, prepare
 from dnnkit.data.augmentation import Augmentation
 from dnnkit.data.loaders import EVALUATION_BATCH
@@ -46,54 +46,54 @@ def load_data(cfg: Config, device: torch.device | None = None) -> DataSet:
 
     Raises DataError, and ConfigError where a split would be empty or where data, task, loss and metrics do not fit.
     """
-    values = cfg.values["data"]
-    source = _source(values, cfg.values["task"])
-    task = cfg.values["task"]
+    source = _source(cfg)
+    task = cfg.task
     if task == "auto":
-        task = REGISTRIES["model"].get(cfg.values["model"]["name"]).facts.get("task", "auto")
+        task = REGISTRIES["model"].get(cfg.model.name).facts.get("task", "auto")
     stream = _streams(cfg, source, task, device or torch.device("cpu"))
-    settings = {key: values[key] for key in ("val_size", "test_size", "train_size", "split", "standardize", "standardize_target")}
-    data = prepare(values["name"], source, **settings, seed=cfg.values["seed"], task=task, stream=stream)
+    settings = {key: cfg.data[key] for key in ("val_size", "test_size", "train_size", "split", "standardize", "standardize_target")}
+    data = prepare(cfg.data.name, source, **settings, seed=cfg.seed, task=task, stream=stream)
     if data.task == "classification" and data.outputs < 2:
-        raise DataError(f"data={values['name']}: there is one class only, in all {len(data.train.y)} training rows: nothing to tell apart")
-    problems = task_problems(cfg.values, data.task)
+        raise DataError(f"data={cfg.data.name}: there is one class only, in all {len(data.train.y)} training rows: nothing to tell apart")
+    problems = task_problems(cfg, data.task)
     if problems:
         raise ConfigError(problems)
     return data
 
 
 def _streams(cfg: Config, source: Source, task: str, device: torch.device) -> bool:
-    data, trainer = cfg.values["data"], cfg.values["trainer"]
-    in_memory, on_device = footprint(sum(given.x.numel() for _, given in source.splits()), trainer["precision"], task, device)
+    data, trainer = cfg.data, cfg.trainer
+    in_memory, on_device = footprint(sum(given.x.numel() for _, given in source.splits()), trainer.precision, task, device)
     # The ranks of one machine prepare their copies in the same memory; each has a GPU of its own.
-    return streams(data["loader"], in_memory * trainer["devices"], on_device, data["memory_share"], device)
+    return streams(data.loader, in_memory * trainer.devices, on_device, data.memory_share, device)
 
 
-def _source(values: dict[str, Any], task: str) -> Source:
-    make, record = component("data", values), REGISTRIES["data"].get(values["name"])
+def _source(cfg: Config) -> Source:
+    node = cfg.data
+    make, record = component("data", node), REGISTRIES["data"].get(node.name)
     assert make is not None
-    offered = {"task": task} if "task" in record.offered else {}
-    source = make(Path(values["root"]).expanduser() if values["root"] is not None else None, **offered)
+    offered = {"task": cfg.task} if "task" in record.offered else {}
+    source = make(Path(node.root).expanduser() if node.root is not None else None, **offered)
     if not isinstance(source, Source):
-        message = f"data={values['name']} ({record.origin}) has to return a dnnkit.data.Source, it returned {type(source).__name__}"
+        message = f"data={node.name} ({record.origin}) has to return a dnnkit.data.Source, it returned {type(source).__name__}"
         raise PluginError(message)
     return source
 
 
 def augment(cfg: Config) -> Augment | None:
     """The chosen augmentation of training examples, or None."""
-    change = component("augmentation", cfg.values["augmentation"])
-    return None if change is None else Augmentation(change, cfg.values["seed"])
+    change = component("augmentation", cfg.augmentation)
+    return None if change is None else Augmentation(change, cfg.seed)
 
 
 def check_batches(cfg: Config, data: DataSet, network: nn.Module) -> None:
     """ConfigError for minibatches that the network cannot be trained on, or that have too little for every device."""
-    trainer, size, rows = cfg.values["trainer"], cfg.values["data"]["batch_size"], len(data.train.y)
+    trainer, size, rows = cfg.trainer, cfg.data.batch_size, len(data.train.y)
     _check_limits(trainer, math.ceil(rows / size), math.ceil(len(data.validation.y) / EVALUATION_BATCH))
     place = Place.of_torchrun()
-    devices = trainer["devices"] if place is None else place.world
+    devices = trainer.devices if place is None else place.world
     batch_norm = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
-    apart = batch_norm and not trainer["sync_batch_norm"]
+    apart = batch_norm and not trainer.sync_batch_norm
     least = max(devices * (2 if apart else 1), 2 if batch_norm else 1)
     if (rows % size or size) >= least:
         return
@@ -105,7 +105,7 @@ def check_batches(cfg: Config, data: DataSet, network: nn.Module) -> None:
     raise ConfigError([Problem("data.batch_size", message, tuple(islice(larger, 1)))])
 
 
-def _check_limits(trainer: Mapping[str, Any], training: int, validation: int) -> None:
+def _check_limits(trainer: Trainer, training: int, validation: int) -> None:
     """ConfigError for a share of an epoch that is less than a minibatch, or a distance between validations that is longer than it."""
     problems = []
     for key, there in (("limit_train_batches", training), ("limit_val_batches", validation), ("val_check_interval", training)):
@@ -113,7 +113,7 @@ def _check_limits(trainer: Mapping[str, Any], training: int, validation: int) ->
         if isinstance(wanted, float) and int(wanted * there) < 1:
             message = f"takes less than one of {there} {'validation' if there is validation else 'training'} minibatches, got {wanted}"
             problems.append(Problem(f"trainer.{key}", message, (f"trainer.{key}=1",)))
-    interval, limit = trainer["val_check_interval"], trainer["limit_train_batches"]
+    interval, limit = trainer.val_check_interval, trainer.limit_train_batches
     last = limited(limit, training)
     if isinstance(interval, int) and interval > last:
         message = f"must be at most {last}, the minibatches of an epoch, got {interval}"
@@ -124,12 +124,12 @@ def _check_limits(trainer: Mapping[str, Any], training: int, validation: int) ->
 
 def metric_names(cfg: Config, task: str) -> tuple[str, ...]:
     """The metrics that the config asks for, or the task's own."""
-    return tuple(node["name"] for node in metric_nodes(cfg.values, task))
+    return tuple(node["name"] for node in metric_nodes(cfg, task))
 
 
 def monitor(cfg: Config, task: str) -> tuple[str, str]:
     """The validation metric that says which weights are best, and its direction, `min` or `max`."""
-    chosen, mode = cfg.values["checkpoint"]["monitor"], cfg.values["checkpoint"]["mode"]
+    chosen, mode = cfg.checkpoint.monitor, cfg.checkpoint.mode
     key = f"val/{next(iter(metric_names(cfg, task)), 'loss')}" if chosen == "auto" else chosen
     if mode != "auto":
         return key, mode
@@ -144,7 +144,7 @@ def check_monitor(cfg: Config, data: DataSet) -> None:
     _, metrics = measures(cfg, data.task, data.target_scaling)
     target, problems = data.validation.y[:], []
     right = target if data.task != "classification" else torch.nn.functional.one_hot(target, data.outputs).float()
-    for setting, key in (("checkpoint.monitor", monitor(cfg, data.task)[0]), ("scheduler.monitor", watched(cfg.values["scheduler"]))):
+    for setting, key in (("checkpoint.monitor", monitor(cfg, data.task)[0]), ("scheduler.monitor", watched(cfg.scheduler))):
         metric = metrics.get(key.removeprefix("val/")) if key is not None else None
         if metric is not None and torch.isnan(metric(right, target)):
             message = f"{key} is not defined on these {len(target)} validation rows (a class is absent, or a value never changes)"
@@ -155,7 +155,7 @@ def check_monitor(cfg: Config, data: DataSet) -> None:
 
 def check_dropout(cfg: Config, network: nn.Module) -> None:
     """ConfigError where Monte-Carlo dropout is asked for and there is no dropout in the network."""
-    samples = cfg.values["dropout"]["mc_samples"]
+    samples = cfg.dropout.mc_samples
     if samples and not dropouts(network):
         message = f"{samples} passes would all be the same: this network has no dropout"
         raise ConfigError([Problem("dropout.mc_samples", message, ("dropout=dropout", "dropout.mc_samples=0"))])
@@ -171,15 +171,14 @@ def check_measures(cfg: Config, data: DataSet) -> None:
 
 def check_augmentation(cfg: Config, data: DataSet) -> None:
     """Whatever the augmentation raises for examples of this shape, such as ConfigError for `flip` of a table, before training."""
-    values = cfg.values["augmentation"]
-    change = component("augmentation", values)
+    change = component("augmentation", cfg.augmentation)
     if change is None:
         return
     example = torch.zeros(data.inputs, dtype=torch.float32)
     changed = change(example, torch.Generator().manual_seed(0))
     if not isinstance(changed, Tensor) or changed.shape != example.shape:
         got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
-        record = REGISTRIES["augmentation"].get(values["name"])
+        record = REGISTRIES["augmentation"].get(cfg.augmentation.name)
         message = f"augmentation={record.name} ({record.origin}) has to keep the shape of an example, {data.inputs}, it returned {got}"
         raise PluginError(message)
 
@@ -189,27 +188,26 @@ def assemble(cfg: Config, network: nn.Module, data: DataSet) -> Module:
     from dnnkit.module import Module, Recipe, Task
     from dnnkit.module.groups import Groups
 
-    values = cfg.values
-    parts: dict[str, Any] = {group: component(group, values[group]) for group in ("optimizer", "clipping", "regularizer", "constraint")}
+    parts: dict[str, Any] = {group: component(group, cfg[group]) for group in ("optimizer", "clipping", "regularizer", "constraint")}
     scaling = data.target_scaling
-    task = Task(*measures(cfg, data.task, scaling), values["dropout"]["mc_samples"], None if scaling is None else scaling.std)
+    task = Task(*measures(cfg, data.task, scaling), cfg.dropout.mc_samples, None if scaling is None else scaling.std)
     recipe = Recipe(
         parts["optimizer"],
         make_schedule(cfg, len(data.train.y)),
         parts["clipping"],
         parts["regularizer"],
         parts["constraint"],
-        values["seed"],
-        Groups(grouping(cfg, network), values["optimizer"]["lr"]),
+        cfg.seed,
+        Groups(grouping(cfg, network), cfg.optimizer.lr),
     )
-    return Module(network, task, recipe, values["trainer"]["log_every_n_steps"], freezing(network, values["freeze"]))
+    return Module(network, task, recipe, cfg.trainer.log_every_n_steps, freezing(network, cfg.freeze))
 
 
 def grouping(cfg: Config, network: nn.Module) -> Grouping:
     """How the config divides the parameters of its network; those that are frozen for a while are by themselves."""
-    optimizer = cfg.values["optimizer"]
-    decay = (optimizer["weight_decay"] or 0.0) if has_decay(optimizer["name"]) else None
-    return Grouping(entries(optimizer), decay, freezing(network, cfg.values["freeze"]).later())
+    optimizer = cfg.optimizer
+    decay = (optimizer.weight_decay or 0.0) if has_decay(optimizer.name) else None
+    return Grouping(entries(optimizer), decay, freezing(network, cfg.freeze).later())
 
 
 def check_groups(cfg: Config, network: nn.Module) -> None:
@@ -221,9 +219,8 @@ def check_groups(cfg: Config, network: nn.Module) -> None:
 
 def measures(cfg: Config, task: str, target_scaling: Scaling | None) -> tuple[Measure, dict[str, Measure]]:
     """The loss and the metrics by name, all of (prediction, target) as the network gives and takes them: standardised values, or logits."""
-    values = cfg.values["loss"]
-    loss = values if values["name"] != "auto" else {"name": _DEFAULT_LOSS[task]}
-    metrics: dict[str, Measure] = {node["name"]: _of("metrics", node) for node in metric_nodes(cfg.values, task)}
+    loss: Mapping[str, Any] = cfg.loss if cfg.loss.name != "auto" else {"name": _DEFAULT_LOSS[task]}
+    metrics: dict[str, Measure] = {node["name"]: _of("metrics", node) for node in metric_nodes(cfg, task)}
     if target_scaling is not None:
         metrics = {name: _InUnits(metric, target_scaling) for name, metric in metrics.items()}
     return _of("loss", loss), metrics
@@ -244,7 +241,7 @@ class _InUnits:
         return self._metric(prediction.to(dtype) * std + mean, target.to(dtype) * std + mean)
 
 
-def _of(group: str, values: dict[str, Any]) -> partial[Tensor]:
+def _of(group: str, values: Mapping[str, Any]) -> partial[Tensor]:
     made = component(group, values)
     assert isinstance(made, partial)
     return made

@@ -43,7 +43,7 @@ def check_run(cfg: Config) -> Checked:
         except DataError:
             if not missing:
                 raise
-            unknown = f"data={cfg.values['data']['name']} would have to be downloaded"
+            unknown = f"data={cfg.data.name} would have to be downloaded"
         except _Untrained as untrained:
             return Checked(untrained.findings)  # it is found possible, and to fit, before it is asked for
     findings = lint(cfg.values)

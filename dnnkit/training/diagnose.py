@@ -43,7 +43,7 @@ class Diagnosis:
 
     def __init__(self, cfg: Config, data: DataSet, module: Module, folder: RunFolder, console: Console) -> None:
         self._cfg, self._data, self._module, self._folder, self._console = cfg, data, module, folder, console
-        self.live = Live(cfg.values["diagnostics"]["every"], folder.journal)
+        self.live = Live(cfg.diagnostics.every, folder.journal)
         self._start: list[LayerSignal] = []
         self._selu: list[Condition] = []
 

@@ -105,7 +105,7 @@ def _mending(cfg: Config, remedy: Sequence[str], compose: Compose) -> tuple[str,
     if remedy and not rehearse(run).diverges:
         return tuple(remedy)
     for share in _LOWER:
-        slower = _typed_later(remedy, (f"optimizer.lr={run.cfg.values['optimizer']['lr'] * share:.2g}",))
+        slower = _typed_later(remedy, (f"optimizer.lr={run.cfg.optimizer.lr * share:.2g}",))
         other = replace(run, cfg=compose([*cfg.overrides, *slower]))  # its network and data are the same
         if not rehearse(other).diverges and not rehearse(other, _MARGIN).diverges:
             return slower

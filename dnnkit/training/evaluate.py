@@ -89,7 +89,7 @@ def evaluate(
     found = run if isinstance(run, FinishedRun) else open_run(run, checkpoint, runs=runs)
     cfg = with_overrides(found.cfg, overrides, MAY_CHANGE, "train another network with the others")
     cfg, notices = _with_samples(found, cfg, mc_samples)
-    settings = Trainer(**cfg.values["trainer"])
+    settings = cfg.trainer
     with threads_of(found.folder.path, settings.threads):
         device = inference_device(settings)
         if settings.name in ("gpu", "ddp") and device.type == "cpu":
@@ -104,7 +104,7 @@ def evaluate(
         limit = settings.limit_val_batches if split == "validation" else 1.0
         values = _measure(found, cfg, settings, replace(data, test=rows), device, limit)
     recorded = _recorded(found, split) if data.fingerprint == trained_on else {}
-    if cfg.values["dropout"] != found.cfg.values["dropout"]:
+    if cfg.dropout != found.cfg.dropout:
         recorded = {name: value for name, value in recorded.items() if not name.startswith("mc_")}
     record = found.folder.record
     return Evaluated(
@@ -115,15 +115,15 @@ def evaluate(
 
 def _with_samples(run: FinishedRun, cfg: Config, samples: int | None) -> tuple[Config, list[str]]:
     """The config with so many passes of Monte-Carlo dropout, and a word where the run's own cannot be made."""
-    notices, dropout = [], cfg.values["dropout"]
+    notices, dropout = [], cfg.dropout
     if samples is not None:
         check_monte_carlo(run, samples, run.network())
-    elif run.state.fused and dropout["mc_samples"]:
+    elif run.state.fused and dropout.mc_samples:
         samples = 0
         notices.append("Monte-Carlo dropout is left out: fusing takes dropout as the identity")
     if samples is None:
         return cfg, notices
-    return Config({**cfg.values, "dropout": {**dropout, "mc_samples": samples}}, cfg.overrides), notices
+    return cfg.changed(dropout={**dropout, "mc_samples": samples}), notices
 
 
 def data_for(run: FinishedRun, cfg: Config, device: torch.device) -> DataSet:
@@ -131,7 +131,7 @@ def data_for(run: FinishedRun, cfg: Config, device: torch.device) -> DataSet:
 
     Raises DataError, ConfigError.
     """
-    with computing_with(threads_to_prepare(Trainer(**cfg.values["trainer"]))):
+    with computing_with(threads_to_prepare(cfg.trainer)):
         data = load_data(cfg, device)
     return _rescaled(run, cfg, _fitting(run, cfg, data))
 
@@ -144,7 +144,7 @@ def _other_data(fingerprint: str, trained_on: str | None) -> str:
 
 def _fitting(run: FinishedRun, cfg: Config, data: DataSet) -> DataSet:
     """The data, if they mean what the network was trained on. Raises DataError."""
-    state, name = run.state, f"data={cfg.values['data']['name']}"
+    state, name = run.state, f"data={cfg.data.name}"
     if _meaning(data.encoding) != _meaning(state.encoding):
         cure = "dnnkit predict RUN --input FILE encodes a file as training did, and measures it where it has the target"
         raise DataError(f"{name}: this table would be encoded otherwise than the run's was, so its columns mean something else", cure)
@@ -178,7 +178,7 @@ def _rescaled(run: FinishedRun, cfg: Config, data: DataSet) -> DataSet:
     wanted, targets = run.scaling, run.target_scaling
     if _equal(data.scaling, wanted) and (targets is None or (data.target_scaling is not None and _equal(data.target_scaling, targets))):
         return data
-    raw = load_data(Config({**cfg.values, "data": {**cfg.values["data"], "loader": "stream"}}))
+    raw = load_data(cfg.changed(data={**cfg.data, "loader": "stream"}))
     assert raw.target_scaling is None or targets is not None
     train, validation, test = (_with(part, wanted, raw.target_scaling, targets) for part in (raw.train, raw.validation, raw.test))
     return replace(data, train=train, validation=validation, test=test, scaling=wanted, target_scaling=targets)
@@ -223,7 +223,7 @@ def _measure(run: FinishedRun, cfg: Config, settings: Trainer, data: DataSet, de
         )
         x, y = in_precision(data.test, settings)
         size = evaluation_batch(module.net, x.shape[1:], x.dtype, device, limit)
-        batches = evaluation_batches(x, y, size, workers=cfg.values["data"]["workers"])
+        batches = evaluation_batches(x, y, size, workers=cfg.data.workers)
         trainer.test(module, batches.to(device), verbose=False)
     return {name: value for name, value in numbers.values.items() if not math.isnan(value)}
 

@@ -105,7 +105,7 @@ def fit_and_test(
         if stop.received is not None:
             cause = f"stopped by {stop.received.name} after {trainer.global_step} optimizer steps"
             raise Interrupted(stop.received, cause, f"the state of that moment is in {folder.path / 'checkpoints' / LAST}")
-        if trainer.global_step < total_steps(cfg.values, len(data.train.y)):
+        if trainer.global_step < total_steps(cfg, len(data.train.y)):
             _tell_early_stop(trainer, best, console)
         _take_best(best, module)
         trainer.test(module, _evaluation(cfg, settings, data.test, place, module, device), verbose=False)
@@ -121,7 +121,7 @@ def train_along(
     point = folder.resume_point
     best = _best(cfg, data.task, folder, point)
     with quiet():
-        callbacks = [best, each, KeepState(_state(cfg, data)), stop, Live(cfg.values["diagnostics"]["every"])]
+        callbacks = [best, each, KeepState(_state(cfg, data)), stop, Live(cfg.diagnostics.every)]
         trainer = _trainer(cfg, settings, data.task, device, folder, callbacks, place, False)
         _fit(trainer, module, cfg, settings, data, device, place, point)
         each.keep_the_end(trainer)  # the first rank writes, while the others wait
@@ -151,17 +151,16 @@ def _fit(
 
 
 def _training(cfg: Config, settings: Trainer, data: DataSet, place: Place) -> Batches:
-    values = cfg.values["data"]
     x, y = in_precision(data.train, settings)
     return training_batches(
         x,
         y,
-        values["batch_size"],
-        cfg.values["seed"],
+        cfg.data.batch_size,
+        cfg.seed,
         rank=place.rank,
         world=place.world,
         augment=augment(cfg),
-        workers=values["workers"],
+        workers=cfg.data.workers,
     )
 
 
@@ -169,7 +168,7 @@ def _evaluation(
     cfg: Config, settings: Trainer, split: Split, place: Place, module: Module, device: torch.device, limit: int | float = 1.0
 ) -> Batches:
     x, y = in_precision(split, settings)
-    size, workers = evaluation_batch(module.net, x.shape[1:], x.dtype, device, limit), cfg.values["data"]["workers"]
+    size, workers = evaluation_batch(module.net, x.shape[1:], x.dtype, device, limit), cfg.data.workers
     return evaluation_batches(x, y, size, rank=place.rank, world=place.world, workers=workers).to(device)
 
 
@@ -226,7 +225,7 @@ def _devices(settings: Trainer, place: Place) -> dict[str, Any]:
 
 
 def _state(cfg: Config, data: DataSet) -> RunState:
-    values = dict(cfg.values)
+    values = cfg.values
     return RunState(
         config=values,
         digest=config_digest(values),
@@ -242,7 +241,7 @@ def _state(cfg: Config, data: DataSet) -> RunState:
         columns=data.columns,
         targets=data.targets,
         encoding=None if data.encoding is None else dict(data.encoding),
-        seed=values["seed"],
+        seed=cfg.seed,
         version=version(),
     )
 

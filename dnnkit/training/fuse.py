@@ -71,7 +71,7 @@ def fuse_run(run: str | Path | FinishedRun, checkpoint: str = "best", *, overwri
     fused = fuse(network, found.state.inputs)
     if not fused.folds:
         raise _nothing(found, fused.refusals)
-    settings = Trainer(**found.cfg.values["trainer"])
+    settings = found.cfg.trainer
     with threads_of(found.folder.path, settings.threads), torch.inference_mode():
         x, compared_on, notices = _inputs(found)
         x = x.to(next(network.parameters()).dtype)

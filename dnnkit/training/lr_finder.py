@@ -45,16 +45,16 @@ def find_rate(cfg: Config) -> Ramp:
     """
     run = prepare_run(cfg)
     module = assemble(run.cfg, run.network.double() if _precision(run) == "64" else run.network.float(), run.data)
-    trainer, data = run.trainer, run.cfg.values["data"]
+    trainer, data = run.trainer, run.cfg.data
     x, y = in_precision(run.data.train, trainer)
-    batches = training_batches(x, y, data["batch_size"], run.cfg.values["seed"], augment=augment(run.cfg), workers=data["workers"])
+    batches = training_batches(x, y, data.batch_size, run.cfg.seed, augment=augment(run.cfg), workers=data.workers)
     with computing_with(run.threads):
         return climb(
             module.net.to(run.device),
             module.recipe,
             module.task.loss,
             batches.to(run.device),
-            frozen=freezing(run.network, run.cfg.values["freeze"]),
+            frozen=freezing(run.network, run.cfg.freeze),
             accumulate=trainer.accumulate_grad_batches,
             autocast=_autocast(run),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -70,7 +71,7 @@ def training_rows(cfg: Config) -> int:
         except DataError as error:
             if not missing:
                 raise
-            name = cfg.values["data"]["name"]
+            name = cfg.data.name
             cure = f"--steps N says how many optimizer steps the run has; dnnkit data={name} downloads the data and trains."
             raise DataError(f"data={name} is not on this machine, so the length of the run is not known", cure) from error
 
@@ -80,21 +81,20 @@ def plan(cfg: Config, total: int | None = None) -> Plan:
 
     Raises DataError as `training_rows`, ConfigError and PluginError as the run would for its schedule.
     """
-    values = cfg.values
     total = total_steps(values, training_rows(cfg)) if total is None else total
     check_steps(cfg, total)
-    schedule, node = schedule_of(values["scheduler"]), values["scheduler"]
-    own = _momentum(values["optimizer"])
+    schedule, node = schedule_of(cfg.scheduler), cfg.scheduler
+    own = _momentum(cfg.optimizer)
     rate, momentum = Planned(), None if own is None else Planned()
     for step in _looked_at(total):
         found = schedule(step, total)
         factor, cycled = found if isinstance(found, tuple) else (found, None)
-        rate.add(step, values["optimizer"]["lr"] * factor)
+        rate.add(step, cfg.optimizer.lr * factor)
         if momentum is not None and own is not None:
             momentum.add(step, own if cycled is None else cycled)
-    length = WarmUp(node["warmup_steps"], node["warmup_start_factor"]).length(total) if node["warmup_steps"] else 0
-    scales = {str(entry): entry.lr_scale for entry in entries(values["optimizer"]) if entry.lr_scale != 1}
-    return Plan(node["name"], total, values["trainer"]["max_epochs"], length, rate, momentum, scales, watched(node))
+    length = WarmUp(node.warmup_steps, node.warmup_start_factor).length(total) if node.warmup_steps else 0
+    scales = {str(entry): entry.lr_scale for entry in entries(cfg.optimizer) if entry.lr_scale != 1}
+    return Plan(node.name, total, cfg.trainer.max_epochs, length, rate, momentum, scales, watched(node))
 
 
 def _looked_at(total: int) -> list[int]:
@@ -103,7 +103,7 @@ def _looked_at(total: int) -> list[int]:
     return steps if steps[-1] == total - 1 else [*steps, total - 1]
 
 
-def _momentum(optimizer: dict[str, object]) -> float | None:
+def _momentum(optimizer: Mapping[str, Any]) -> float | None:
     """The momentum that the optimizer begins with, or its first beta; None where it has neither, and then no schedule gives it one."""
     make = component("optimizer", optimizer)
     assert make is not None

@@ -128,7 +128,7 @@ def _each(run: FinishedRun, x: Tensor, batch_size: int | None, ask: Callable[[nn
         raise DataError(f"x must be examples of shape (n, {', '.join(map(str, run.state.inputs))}), got {tuple(x.shape)}")
     if batch_size is not None and batch_size < 1:
         raise ConfigError([Problem("--batch-size", f"must be at least 1, got {batch_size}")])
-    settings = Trainer(**run.cfg.values["trainer"])
+    settings = run.cfg.trainer
     with threads_of(run.folder.path, settings.threads), torch.inference_mode():
         device = inference_device(settings)
         dtype = torch.float64 if str(settings.precision) == "64" else torch.float32

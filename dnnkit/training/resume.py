@@ -87,9 +87,9 @@ def resume(
         point = last_epoch(path)
         cfg = with_overrides(point.run.cfg, overrides, MAY_CHANGE, "the others make another experiment: start a new run with them")
         _check_more(folder, point, cfg)
-        console = console or open_console(quiet=not cfg.values["trainer"]["progress_bar"])
+        console = console or open_console(quiet=not cfg.trainer.progress_bar)
         # The threads first: the sums of the standardisation depend on their number too.
-        with threads_of(path, cfg.values["trainer"]["threads"]), Senders() as senders:
+        with threads_of(path, cfg.trainer.threads), Senders() as senders:
             prepared = _as_recorded(prepare_run(cfg, resumed=True), point)
             sender = senders.start(prepared.uri)
             with rewound(path, point.run.step, prepared.tracking.wait_s) as orphans:
@@ -146,8 +146,8 @@ def _check_best(path: Path) -> None:
 
 def _check_more(folder: RunFolder, point: Point, cfg: Config) -> None:
     """ConfigError where there is nothing to go on with, or where it would end as before."""
-    trainer, was = cfg.values["trainer"], point.run.cfg.values["trainer"]
-    most, patience = trainer["max_epochs"], trainer["early_stopping"]
+    trainer, was = cfg.trainer, point.run.cfg.trainer
+    most, patience = trainer.max_epochs, trainer.early_stopping
     problems = []
     if most <= point.epochs:
         message = f"must be more than {point.epochs}, the number of epochs that are done, got {most}"
@@ -156,7 +156,7 @@ def _check_more(folder: RunFolder, point: Point, cfg: Config) -> None:
         ended = f"the run has not improved for {point.patience} validations, which is why it ended"
         message = f"{ended}; it must be more, or null, got {patience}"
         problems.append(Problem("trainer.early_stopping", message, ("trainer.early_stopping=null",)))
-    if folder.record.dnnkit_status == "diverged" and most == was["max_epochs"]:
+    if folder.record.dnnkit_status == "diverged" and most == was.max_epochs:
         message = "the run diverged, and would do so again at the same step: start a new run with another optimizer.lr"
         problems.append(Problem("RUN", message))
     if problems:
@@ -195,7 +195,7 @@ def _describe(folder: RunFolder, run: Prepared, point: Point, orphans: Sequence[
     folder.write_environment(str(run.device))
     changes = " ".join(run.cfg.overrides) or "no change"
     log.info("resumed (part %d of the run) after epoch %d, step %d: %s", number + 1, point.epochs, step, changes)
-    said = [f"going on after epoch {point.epochs} (step {step}) up to epoch {values['trainer']['max_epochs']}"]
+    said = [f"going on after epoch {point.epochs} (step {step}) up to epoch {run.cfg.trainer.max_epochs}"]
     said += _schedule_notice(point, run.cfg)
     if orphans:
         said.append(f"MLflow keeps rows of the part that is trained again, up to step {orphans[-1]}: the journal has them no more")
@@ -206,12 +206,12 @@ def _describe(folder: RunFolder, run: Prepared, point: Point, orphans: Sequence[
 
 def _schedule_notice(point: Point, cfg: Config) -> list[str]:
     """A word where the schedule of the learning rate is not what it would have been: it is over the whole run."""
-    schedule, per_epoch = schedule_of(cfg.values["scheduler"]), point.run.step // point.epochs
-    before, now = (per_epoch * int(values["trainer"]["max_epochs"]) for values in (point.run.cfg.values, cfg.values))
+    schedule, per_epoch = schedule_of(cfg.scheduler), point.run.step // point.epochs
+    before, now = (per_epoch * each.trainer.max_epochs for each in (point.run.cfg, cfg))
     if before == now:
         return []
     if all(schedule(step, before) == schedule(step, now) for step in range(min(before, now))):
         return []
-    name = cfg.values["scheduler"]["name"]
+    name = cfg.scheduler.name
     rate = f"from step {point.run.step} on, the rate is that of a run of {now} steps, not of {before}"
     return [f"the schedule {name} is over the whole run: {rate}"]

@@ -100,35 +100,35 @@ def prepare_run(
     A resumed run has its weights from its checkpoint: where they were from at first plays no part.
     """
     run = _possible(cfg, local_rank)
-    if resumed or cfg.values["init_from"] is None:
+    if resumed or cfg.init_from is None:
         return run
     return begin(run, _possible, pretrain)
 
 
 def _possible(cfg: Config, local_rank: int = 0) -> Prepared:
-    trainer = Trainer(**cfg.values["trainer"])
+    trainer = cfg.trainer
     check_world(trainer)
     device = choose_device(trainer, local_rank)
     with computing_with(threads_to_prepare(trainer)):
         run = _prepared(cfg, trainer, device)
-    threads = choose_threads(trainer, run.network, run.data.inputs, cfg.values["data"]["batch_size"], device)
+    threads = choose_threads(trainer, run.network, run.data.inputs, cfg.data.batch_size, device)
     return replace(run, threads=threads)
 
 
 def _prepared(cfg: Config, trainer: Trainer, device: torch.device) -> Prepared:
-    tracking = Tracking(**cfg.values["tracking"])
+    tracking = cfg.tracking
     data = load_data(cfg, device)
     check_measures(cfg, data)
     check_augmentation(cfg, data)
     check_monitor(cfg, data)
     check_schedule(cfg, data)
-    network = build_network({**cfg.values, "task": data.task}, data.inputs, data.outputs, cfg.values["seed"])
+    network = build_network(cfg.changed(task=data.task), data.inputs, data.outputs, cfg.seed)
     check_batches(cfg, data, network)
     check_dropout(cfg, network)
-    frozen = freezing(network, cfg.values["freeze"])
+    frozen = freezing(network, cfg.freeze)
     frozen.apply(network, epoch=1)
     check_groups(cfg, network)
-    findings = lint(cfg.values, network=network, data=data, steps=total_steps(cfg.values, len(data.train.y)))
+    findings = lint(cfg.values, network=network, data=data, steps=total_steps(cfg, len(data.train.y)))
     refuse(findings)
     uri = resolve_uri(tracking.uri, Path.cwd(), os.environ) if tracking.name == "mlflow" else None
     said = tuple(frozen.lines(trainer.max_epochs))
@@ -136,10 +136,11 @@ def _prepared(cfg: Config, trainer: Trainer, device: torch.device) -> Prepared:
 
 
 def _without_credentials(cfg: Config) -> Config:
-    uri = cfg.values["tracking"]["uri"]
+    uri = cfg.tracking.uri
     if uri is None:
         return cfg
-    values = {**cfg.values, "tracking": {**cfg.values["tracking"], "uri": strip_credentials(uri)}}
+    values = cfg.values
+    values["tracking"]["uri"] = strip_credentials(uri)
     return Config(values, tuple(scrub(word, uri) for word in cfg.overrides), cfg.config_dir)
 
 
@@ -159,11 +160,11 @@ def train(
     `swept` the settings in which its jobs differ, which name the run in MLflow.
     Raises DnnkitError by kind; whatever is raised after the run folder was made is recorded in it first.
     """
-    console = console or open_console(quiet=not cfg.values["trainer"]["progress_bar"])
+    console = console or open_console(quiet=not cfg.trainer.progress_bar)
     if senders is not None:
         return _prepare_and_record(cfg, senders, sweep, swept, console)
     with Senders() as own:
-        if cfg.values["tracking"]["name"] == "mlflow":
+        if cfg.tracking.name == "mlflow":
             own.warm()
         result = own.settle(_prepare_and_record(cfg, own, sweep, swept, console))
         report(result, console)
@@ -181,12 +182,12 @@ def _record(run: Prepared, senders: Senders, sweep: str | None, swept: Collectio
     sender = senders.start(run.uri)
     folder = new_run(
         Path(run.tracking.runs),
-        run.cfg.values["name"],
+        run.cfg.name,
         experiment=run.tracking.experiment,
         tracking_uri=run.uri,
         log_model=run.tracking.log_model,
         signal=run.tracking.signal,
-        title=title(run.cfg.values["name"], run.cfg.overrides, swept),
+        title=title(run.cfg.name, run.cfg.overrides, swept),
         command=command(run.cfg.overrides, run.cfg.config_dir),
     )
     return carry_out(run, folder, lambda: _describe(folder, run, sweep), senders, sender, console)
@@ -262,7 +263,7 @@ def _warnings(run: Prepared) -> list[str]:
 
 
 def _grouped(run: Prepared) -> list[str]:
-    return group_lines(grouping(run.cfg, run.network), run.network, clips=run.cfg.values["clipping"]["name"] != "none")
+    return group_lines(grouping(run.cfg, run.network), run.network, clips=run.cfg.clipping.name != "none")
 
 
 def equipment(run: Prepared) -> dict[str, Any]:
@@ -309,7 +310,7 @@ def _say_how(run: Prepared, place: Place, console: Console) -> None:
             console.print(f"{counted}{how}", highlight=False)
         return
     threads = f", {counted} each" if counted else ""
-    text = f"{place.world} ranks{threads}: each takes its share of every minibatch of {run.cfg.values['data']['batch_size']}"
+    text = f"{place.world} ranks{threads}: each takes its share of every minibatch of {run.cfg.data.batch_size}"
     log.info("%s", text)
     console.print(text, highlight=False)
     normalizing = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in run.network.modules())

@@ -82,7 +82,7 @@ def rehearse(run: Prepared, times: float = 1.0) -> Rehearsal:
     """
     with same_randomness([run.device]), torch.enable_grad():
         one = _Understudy(run)
-        total = total_steps(run.cfg.values, len(run.data.train.y))
+        total = total_steps(run.cfg, len(run.data.train.y))
         updates, losses, began = min(UPDATES, total), [], 0.0
         for number, (x, y) in enumerate(islice(_minibatches(run), updates)):
             loss, output = one.gradient(number, x, y)
@@ -92,7 +92,7 @@ def rehearse(run: Prepared, times: float = 1.0) -> Rehearsal:
             if _far(loss, began):
                 break
             one.update(number * total // updates, total, times)
-        return Rehearsal(run.cfg.values["optimizer"]["lr"], began, tuple(losses), _died(run, one))
+        return Rehearsal(run.cfg.optimizer.lr, began, tuple(losses), _died(run, one))
 
 
 def _died(run: Prepared, one: _Understudy) -> dict[str, float]:
@@ -131,20 +131,20 @@ class _Understudy:
     """A copy of a run's network, and all that it is trained with."""
 
     def __init__(self, run: Prepared) -> None:
-        values = run.cfg.values
+        cfg = run.cfg
         try:
             self.network = copy.deepcopy(run.network).float().to(run.device).train()
         except Exception as error:
             told = f"the network cannot be copied ({type(error).__name__}: {error})"
             raise PluginError(told, "a run is rehearsed on a copy: see that copy.deepcopy takes it") from error
-        for name in freezing(run.network, values["freeze"]).still(epoch=1):
+        for name in freezing(run.network, cfg.freeze).still(epoch=1):
             self.network.get_submodule(name).eval()
-        self.loss, _ = measures(run.cfg, run.data.task, run.data.target_scaling)
-        self._penalty, self._constrain = (component(group, values[group]) for group in ("regularizer", "constraint"))
+        self.loss, _ = measures(cfg, run.data.task, run.data.target_scaling)
+        self._penalty, self._constrain = (component(group, cfg[group]) for group in ("regularizer", "constraint"))
         self._optimizer = _optimizer(run, self.network)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         self._clips = _clips(run, self.network)
-        self._schedule, self._seed, self._device = schedule_of(values["scheduler"]), values["seed"], run.device
+        self._schedule, self._seed, self._device = schedule_of(cfg.scheduler), cfg.seed, run.device
 
     def gradient(self, number: int, x: Tensor, y: Tensor) -> tuple[float, Tensor]:
         """Leave the gradient of minibatch `number` in the parameters; its loss without the penalty, and the output."""
@@ -177,11 +177,11 @@ class _Understudy:
 
 def _optimizer(run: Prepared, network: nn.Module) -> Optimizer:
     """As a run's own is made, groups with their rate and decay included."""
-    node, groups, named = run.cfg.values["optimizer"], grouping(run.cfg, network), dict(network.named_parameters())
+    node, groups, named = run.cfg.optimizer, grouping(run.cfg, network), dict(network.named_parameters())
     made = []
     for group in groups.groups(network):
         decay = {} if group.weight_decay is None else {"weight_decay": group.weight_decay}
-        made.append({"params": [named[name] for name in group.names], "lr": node["lr"] * group.lr_scale, **decay})
+        made.append({"params": [named[name] for name in group.names], "lr": node.lr * group.lr_scale, **decay})
     make = component("optimizer", node)
     assert make is not None
     optimizer: Optimizer = make(made)
@@ -190,7 +190,7 @@ def _optimizer(run: Prepared, network: nn.Module) -> Optimizer:
 
 def _clippings(run: Prepared) -> list[tuple[str, Mapping[str, Any], Sequence[str]]]:
     """Every clipping of a run: where the config has it, its node, and the names of the parameters that it clips together."""
-    common, whole = run.cfg.values["clipping"], grouping(run.cfg, run.network)
+    common, whole = run.cfg.clipping, grouping(run.cfg, run.network)
     trained = tuple(name for name, parameter in run.network.named_parameters() if parameter.requires_grad)
     where = {id(entry.clipping): f"{entry.where}.clipping" for entry in whole.entries}
     return [
@@ -216,8 +216,8 @@ def _put_momentum(group: dict[str, Any], momentum: float) -> None:
 
 def _minibatches(run: Prepared) -> Iterator[tuple[Tensor, Tensor]]:
     """Those of a run, epoch after epoch without end."""
-    (x, y), values = run.data.train, run.cfg.values
-    batches = training_batches(x, y, values["data"]["batch_size"], values["seed"], augment=augment(run.cfg)).to(run.device)
+    (x, y), cfg = run.data.train, run.cfg
+    batches = training_batches(x, y, cfg.data.batch_size, cfg.seed, augment=augment(cfg)).to(run.device)
     for epoch in count():
         batches.set_epoch(epoch)
         for given in batches:

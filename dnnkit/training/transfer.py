@@ -58,7 +58,7 @@ def begin(run: Prepared, prepare: Callable[[Config], Prepared], train: Callable[
 def _phases(run: Prepared, prepare: Callable[[Config], Prepared]) -> list[Prepared]:
     """The run after the pretrainings that it rests on, the first of them first; each is known to fit the one before."""
     phases = [run]
-    while (node := phases[0].cfg.values["init_from"]) is not None and node["experiment"] is not None:
+    while (node := phases[0].cfg.init_from) is not None and node["experiment"] is not None:
         if Place.of_torchrun() is not None:
             cure = (f"+experiment={node['experiment']} tracking.runs=…", "init_from=RUN")
             raise ConfigError([Problem("init_from.experiment", "cannot be trained under torchrun: train it first, by itself", cure)])
@@ -78,7 +78,7 @@ def words(node: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _done(phase: Prepared, after: Prepared, train: Callable[[Prepared, str], Path] | None) -> Path:
     """The run folder of a pretraining: one that has finished, else a new one."""
-    told = " ".join(words(after.cfg.values["init_from"]))
+    told = " ".join(words(after.cfg.init_from))
     found = finished_run(phase)
     if found is not None:
         return found
@@ -91,7 +91,7 @@ def _done(phase: Prepared, after: Prepared, train: Callable[[Prepared, str], Pat
 
 def _started(run: Prepared, before: Path | None) -> Prepared:
     """The run with the weights of `before`, or else of what its config names, if it names anything."""
-    node = run.cfg.values["init_from"]
+    node = run.cfg.init_from
     if node is None:
         return run
     origin = read(node if before is None else {**node, "run": str(before)}, run.tracking.runs)
@@ -109,12 +109,12 @@ def _started(run: Prepared, before: Path | None) -> Prepared:
         )
     taken = {"run": str(origin.run), "uuid": origin.uuid, "sha256": origin.sha256}
     used = {**node, "experiment": None, "overrides": None, "data": "own", "config": None, **taken}
-    cfg = Config({**run.cfg.values, "init_from": used}, run.cfg.overrides, run.cfg.config_dir)
+    cfg = run.cfg.changed(init_from=used)
     return replace(run, cfg=cfg, said=(f"from {origin.run.name}: {planned}", *run.said))
 
 
 def _plan(run: Prepared, weights: Mapping[str, Tensor], of: RunState | DataSet, where: str) -> Plan:
-    node = run.cfg.values["init_from"]
+    node = run.cfg.init_from
     return plan(run.network, weights, node["layers"], _other_outputs(of, run.data), where, node)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dnnkit.cli.catalogue import switches
 from dnnkit.registry import KINDS, Component, parameters
-from dnnkit.schema import KIND_SETTINGS, MISSING, Settings, words
+from dnnkit.schema import KIND_SETTINGS, MISSING, Settings, field_docs, words
 from docs.generate.figures import CAPTIONS
 from docs.generate.records import builtin
 
@@ -69,7 +69,7 @@ def _section(group: str) -> Iterator[str]:
         yield "\n".join(f"- `{group}={name}`: {escaped(summary)}." for name, summary in switches(group).items())
     if group in KIND_SETTINGS:
         yield from prose(str(KIND_SETTINGS[group].__doc__))
-        yield _table(group, Settings.of(KIND_SETTINGS[group]))
+        yield _table(group, Settings.of(KIND_SETTINGS[group]), field_docs(KIND_SETTINGS[group]))
     if group in CAPTIONS:
         names = ", ".join(f"`{record.name}`" for record in builtin(group))
         yield f"![{heading}](catalogue/{group}.png)"
@@ -89,13 +89,19 @@ def _entry(record: Component) -> Iterator[str]:
         yield "; ".join(f"{key.replace('_', ' ')}: {_value(value)}" for key, value in sorted(record.facts.items())) + "."
 
 
-def _table(group: str, settings: Settings) -> str:
-    lines = ["| setting | is | default |", "|---|---|---|"]
+def _table(group: str, settings: Settings, docs: Mapping[str, str] | None = None) -> str:
+    """A row for each setting; with `docs`, what it means."""
+    lines = ["| setting | is | default |", "|---|---|---|"] if docs is None else ["| setting | is | default | meaning |", "|---|---|---|---|"]
     for name, default in settings.defaults().items():
         told = "has to be given" if default == MISSING else _value(default)
-        rule = escaped(words(settings.annotation(name))).replace("|", "\\|")
-        lines.append(f"| `{group}.{name}` | {rule} | {told} |")
+        cells = [f"`{group}.{name}`", _cell(words(settings.annotation(name))), told]
+        cells += [] if docs is None else [_cell(" ".join(docs[name].split()))]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return escaped(text).replace("|", "\\|")
 
 
 def _value(value: Any) -> str:
