@@ -75,7 +75,7 @@ class Cost(NamedTuple):
 def measure(plan: Plan, tell: Tell) -> dict[str, Any]:
     """All parts, as plain values."""
     found: dict[str, Any] = {}
-    for name, part in (("journal", _journal), ("points", _points), ("proof", _proof), ("fresh", _fresh), ("whole", _whole)):
+    for name, part in (("journal", _journal), ("points", _points), ("fresh", _fresh), ("whole", _whole)):
         tell(name)
         found[name] = part(plan)
     return found
@@ -84,7 +84,7 @@ def measure(plan: Plan, tell: Tell) -> dict[str, Any]:
 def sections(found: Mapping[str, Any]) -> dict[str, str]:
     """The tables, as Markdown."""
     lines = ["| | CPU, fastest | CPU, first tenth | CPU, median | wall, median |", "|---|---|---|---|---|"]
-    for unit, part in (("µs a line", "journal"), ("ms a point", "points"), ("s", "proof"), ("s a fresh database", "fresh")):
+    for unit, part in (("µs a line", "journal"), ("ms a point", "points"), ("s a fresh database", "fresh")):
         for name, held in found[part].items():
             shown = (f"{held[which]:.3g}" for which in ("cpu_fastest", "cpu_q10", "cpu_median", "wall_median"))
             lines.append(f"| {name}, {unit} | {' | '.join(shown)} |")
@@ -167,7 +167,7 @@ def _each(write: Callable[[int], None], values: Mapping[str, float], lines: int 
 
 
 def _points(plan: Plan) -> dict[str, Any]:
-    """Points on their way into one database: by our sender from the journal, in bulk and by `log_batch`, and by MLflow's own calls."""
+    """Points on their way into one database: by our sender from the journal, by `log_batch` and by MLflow's own calls."""
     from mlflow.entities import Metric
 
     from dnnkit.sender.store import Store
@@ -187,8 +187,7 @@ def _points(plan: Plan) -> dict[str, Any]:
                     store.client.log_batch(theirs, [Metric(name, step / 7, now, step) for name, step in rows[start : start + 1000]])
                 return 2000
 
-            works[f"journal to MLflow in bulk, {keys} keys"] = _sent_by_us(folder, store, names, 10_000, in_bulk=True)
-            works[f"journal to MLflow by log_batch, {keys} keys"] = _sent_by_us(folder, store, names, 2000, in_bulk=False)
+            works[f"journal to MLflow, {keys} keys"] = _sent_by_us(folder, store, names, 2000)
             works[f"log_batch of 1000, {keys} keys"] = batches
 
         def single(block: int) -> int:
@@ -199,17 +198,14 @@ def _points(plan: Plan) -> dict[str, Any]:
         return _costs({**works, "log_metric": single}, plan.blocks, 1e3)
 
 
-def _sent_by_us(folder: Path, store: Any, names: Sequence[str], points: int, *, in_bulk: bool) -> Callable[[int], int]:
-    """What writes so many points to the journal of a run and has a follower send them, by the way that a long run has taken, or not yet."""
+def _sent_by_us(folder: Path, store: Any, names: Sequence[str], points: int) -> Callable[[int], int]:
+    """What writes so many points to the journal of a run and has a follower send them."""
     from dnnkit.record import new_run
-    from dnnkit.sender.follow import PROOF_AFTER, Follower
+    from dnnkit.sender.follow import Follower
 
     run = new_run(folder, f"{len(names)} keys", tracking_uri=store.uri)
     follower = Follower(run.path, store, lambda event: None)
     follower.advance()
-    follower._full_batches = PROOF_AFTER
-    if in_bulk:
-        follower._look_for_a_quicker_way()
 
     def work(block: int) -> int:
         for step in range(points // len(names)):
@@ -221,21 +217,6 @@ def _sent_by_us(folder: Path, store: Any, names: Sequence[str], points: int, *, 
         return points
 
     return work
-
-
-def _proof(plan: Plan) -> dict[str, Any]:
-    """Finding out, once in a process with much to send, that bulk leaves what `log_batch` leaves."""
-    from dnnkit.sender.proof import prove
-    from dnnkit.sender.store import Store
-
-    with tempfile.TemporaryDirectory() as name:
-        store = Store(f"sqlite:///{name}/mlflow.db", Path(name) / "mlruns")
-
-        def proof(block: int) -> int:
-            assert prove(store.client).bulk is not None
-            return 1
-
-        return _costs({"the proof of bulk": proof}, plan.blocks, 1.0)
 
 
 def _fresh(plan: Plan) -> dict[str, Any]:

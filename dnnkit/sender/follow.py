@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
 from dnnkit.record import RunRecord, strip_credentials
 from dnnkit.record.description import description
@@ -21,14 +21,13 @@ from dnnkit.sender.address import database
 from dnnkit.sender.artifacts import EARLY, save_model, upload
 from dnnkit.sender.drawer import draw_or_say
 from dnnkit.sender.mark import Batch, Mark, Tail
-from dnnkit.sender.points import Plain, Way
 from dnnkit.sender.store import Store
 
 SHARE = 0.01  # of its time that a sender spends on the few rows of a run that goes on: the trainer needs the machine
 LONGEST_WAIT = 5.0  # seconds, whatever a send takes
 SLICE = 1.0  # seconds that one run with much to send may keep the others of a sweep waiting
-PROOF_AFTER = 4  # full batches, which by `log_batch` take 0.6 s: about what the proof takes that there is a quicker way
-PARAMS_PER_BATCH = 100  # MLflow's own limits
+ROWS_PER_BATCH = 1000  # MLflow's own limits
+PARAMS_PER_BATCH = 100
 PARAM_LENGTH = 6000
 NOTE = "mlflow.note.content"  # the description on a run's page
 ATTEMPTS_AFTER_THE_END = 3
@@ -52,8 +51,6 @@ class Follower:
         self.behind = False  # whether there is more to send at once
         self._opened = self._drawn = False
         self._undrawn = ""  # which figures there are not, and why: told at the end, after everything that clears a message
-        self._way: Way  # once the store is open
-        self._full_batches = 0
         self._failures = self._failures_after_the_end = 0
         self._not_before = self._next_send = 0.0
 
@@ -111,9 +108,6 @@ class Follower:
         client, mark = self._store.client, self._mark
         if self._store.opened:
             self._log.info("%s", self._store.opened)
-        self._way = Plain(client)
-        if mark.batch is not None and len(mark.batch.rows) > self._way.most:
-            self._look_for_a_quicker_way()  # which there was when it was begun
         if mark.run_id is None:
             mark.run_id = self._create_run()
             mark.write(self.run_dir)
@@ -165,7 +159,7 @@ class Follower:
             batch = self._mark.batch
             assert batch is not None
             if batch.rows:
-                self._way.send(run_id, batch.timestamp, batch.rows)
+                self._log_rows(run_id, batch)
             self._mark.arrived()
             sent, left = True, time.monotonic() > began + SLICE
         if sent:
@@ -174,8 +168,16 @@ class Follower:
             self._next_send = now if left else now + min(LONGEST_WAIT, (now - began) / SHARE)
         return not left
 
+    def _log_rows(self, run_id: str, batch: Batch) -> None:
+        """Returns once MLflow has all rows of the batch; those that it has already, with the same time and value, are left alone."""
+        client, rows = self._store.client, batch.rows
+        for start in range(0, len(rows), ROWS_PER_BATCH):  # a batch that an earlier version left behind may be larger
+            metrics = [Metric(row.key, row.value, batch.timestamp, row.step) for row in rows[start : start + ROWS_PER_BATCH]]
+            # Whatever MLFLOW_ENABLE_ASYNC_LOGGING says: rows are noted as arrived when this returns.
+            client.log_batch(run_id, metrics=metrics, synchronous=True)
+
     def _next_batch(self) -> bool:
-        rows = self._tail.next_batch(self._way.most, ended=self.record.status != "RUNNING")
+        rows = self._tail.next_batch(ROWS_PER_BATCH, ended=self.record.status != "RUNNING")
         if rows:
             # Sent long after the run, the rows still belong to its time.
             moment = int(time.time() * 1000) if self.record.ended is None else _milliseconds(self.record.ended)
@@ -185,19 +187,7 @@ class Follower:
             new, known = [row for row in rows if row not in beyond], [row for row in rows if row in beyond]
             new.sort(key=lambda row: row.key.startswith("signal"))  # the page of a run lists metrics in the order in which they arrived
             self._mark.begin(self.run_dir, Batch(moment, new, known))
-            if len(rows) == self._way.most:
-                self._full_batches += 1
-                if self._full_batches == PROOF_AFTER:
-                    self._look_for_a_quicker_way()
         return bool(rows)
-
-    def _look_for_a_quicker_way(self) -> None:
-        """From here on `bulk`, where it was proven to do what `log_batch` does."""
-        self._full_batches = PROOF_AFTER  # once is enough
-        proof = self._store.proof
-        if proof is not None:
-            self._log.info("%s", proof.said)
-            self._way = proof.bulk or self._way
 
     def _close(self, run_id: str) -> None:
         """Artifacts, tags, and the end; what is closed already is brought up to date and closed again."""

@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlflow.store.db.utils
 from filelock import FileLock
@@ -18,9 +17,6 @@ from mlflow.tracking import MlflowClient
 from dnnkit.sender import template
 from dnnkit.sender.address import database
 from dnnkit.sender.page import VIEW_TAG
-
-if TYPE_CHECKING:
-    from dnnkit.sender.proof import Proof
 
 LOCK_TIMEOUT = 180.0
 DATABASE_ATTEMPTS = 4
@@ -49,15 +45,6 @@ class Store:
         with FileLock(file.with_name(f".{file.name}.lock"), timeout=LOCK_TIMEOUT):
             self.opened = template.place(file)
             return MlflowClient(tracking_uri=self.uri)  # opens the file at once
-
-    @cached_property
-    def proof(self) -> Proof | None:
-        """Whether points may go to this store in bulk, found out at the first question; None for a store that is no SQLite file."""
-        if database(self.uri) is None:
-            return None
-        from dnnkit.sender.proof import prove  # which imports all of MLflow's own store; a server's client needs none of it
-
-        return prove(self.client)
 
     def experiment(self, name: str) -> str:
         """The id of the experiment, created if it does not exist. Raises MlflowException, also for one that is deleted."""
