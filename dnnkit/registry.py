@@ -52,6 +52,7 @@ KINDS: Mapping[str, Kind] = types.MappingProxyType(
     {
         kind.group: kind
         for kind in (
+            Kind("task", "task", switches=("auto",)),
             Kind("data_source", "data", ("root",), offered=("task",)),
             Kind("augmentation", "augmentation", ("x", "generator"), switches=("none",)),
             Kind("model", "model", ("inputs", "outputs", "parts")),
@@ -212,6 +213,7 @@ class Registry:
 
 REGISTRIES: Mapping[str, Registry] = types.MappingProxyType({group: Registry(kind) for group, kind in KINDS.items()})
 
+tasks = REGISTRIES["task"]
 data_sources = REGISTRIES["data"]
 augmentations = REGISTRIES["augmentation"]
 models = REGISTRIES["model"]
@@ -241,6 +243,8 @@ def _record(kind: Kind, name: str, function: Callable[..., Any], facts: Mapping[
     except (TypeError, ValueError) as error:
         raise PluginError(f"{kind.group}={name} ({origin}): its facts are not JSON: {error}") from error
     settings, offered = _settings(kind, name, function)
+    if kind.group == "task":
+        _check_task(f"task={name} ({origin})", function, facts, settings)
     doc = inspect.getdoc(function) or ""
     summary, held = doc.split("\n\n")[0].replace("\n", " "), types.MappingProxyType(dict(facts))
     return Component(kind, name, origin, summary, doc, _source(doc), settings, held, function, offered)
@@ -309,6 +313,17 @@ def _check_watcher(where: str, watcher: type, settings: set[str]) -> None:
         found = getattr(watcher, method, None)
         if not inspect.isfunction(found) or list(inspect.signature(found).parameters)[1:] != [arguments]:
             raise PluginError(f"{where}: a scheduler that watches a metric needs the method {method}({arguments}): {why}")
+
+
+def _check_task(where: str, task: Callable[..., Any], facts: Mapping[str, Any], settings: tuple[Setting, ...]) -> None:
+    """PluginError for a task that does not say what it is trained and measured by, or that a config could not choose."""
+    if not inspect.isclass(task) or settings:
+        what = f"it has the setting {settings[0].name!r}" if settings else "it is a function"
+        raise PluginError(f"{where}: a task is a class without settings; {what}", "derive it from dnnkit.data.BaseTask")
+    metrics = facts.get("metrics")
+    if not isinstance(facts.get("loss"), str) or not isinstance(metrics, list) or not metrics:
+        cure = '@tasks.register("…", loss="cross_entropy", metrics=["acc"])'
+        raise PluginError(f"{where}: a task names what loss=auto and metrics=auto stand for", cure)
 
 
 def _check_setting(where: str, parameter: inspect.Parameter) -> None:

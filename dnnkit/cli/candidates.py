@@ -191,7 +191,8 @@ class Known:
             if section:
                 yield Candidate(f"{section}.", "settings")
         yield from (Candidate(f"{group}.", "settings") for group in groups if self._settings(group))
-        yield from (Candidate(f"{name}=", row["rule"]) for name, row in self.catalogue.get("sections", {}).get("", {}).items())
+        top = self.catalogue.get("sections", {}).get("", {})
+        yield from (Candidate(f"{name}=", row["rule"]) for name, row in top.items() if name not in groups)
         yield from (Candidate(f"+{name}=", "added to everything else") for name in _ADDED)
 
     def _values(self, key: str, given: str) -> Iterator[Candidate]:

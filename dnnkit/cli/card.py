@@ -15,7 +15,7 @@ _LINES = (
     "fingerprint",
 )  # fmt: skip
 #: Shown elsewhere than in a line of their own, or in one of _LINES.
-_TOLD = {*_LINES, "name", "classes", "sizes", "splits", "class_balance", "target"}
+_TOLD = {*_LINES, "name", "classes", "sizes", "splits", "class_balance", "label_balance", "target"}
 
 
 def loaded_card(name: str, overrides: Sequence[str], figure: Path | None, config_dir: str | None = None) -> dict[str, Any]:
@@ -79,6 +79,8 @@ def card_text(card: Mapping[str, Any]) -> str:
     # A single class is what a source says that needed no targets.
     if any(len(counts) > 1 for counts in card.get("class_balance", {}).values()):
         parts.append(_balance(card))
+    if "label_balance" in card:
+        parts.append(_label_balance(card))
     if "target" in card:
         parts.append(_target(card["target"]))
     parts += [_note(key, value) for key, value in card.items() if key not in _TOLD and value not in ([], {}, None)]
@@ -126,6 +128,19 @@ def _balance(card: Mapping[str, Any]) -> str:
         rows.append([one_line(name), *(cell for pair in cells for cell in pair)])
     head = ["class", *(cell for part in balance for cell in (part, "share"))]
     more = f"\n  … {count - MOST_CLASSES} more classes: --json shows all" if count > MOST_CLASSES else ""
+    return _table(head, rows, left=(0,)) + more
+
+
+def _label_balance(card: Mapping[str, Any]) -> str:
+    """Rows for each label and split: how many examples have it, and their share of the split."""
+    balance, sizes = card["label_balance"], card["sizes"]
+    names = list(balance["train"])
+    rows = [
+        [one_line(name), *(cell for part, counts in balance.items() for cell in (f"{counts[name]:,}", f"{counts[name] / sizes[part]:.1%}"))]
+        for name in names[:MOST_CLASSES]
+    ]
+    head = ["label", *(cell for part in balance for cell in (part, "share"))]
+    more = f"\n  … {len(names) - MOST_CLASSES} more labels: --json shows all" if len(names) > MOST_CLASSES else ""
     return _table(head, rows, left=(0,)) + more
 
 

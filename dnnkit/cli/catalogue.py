@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,12 @@ from dnnkit.schema import Settings, component_settings, kind_settings, spelt_val
 
 _SWITCHES = {
     ("initializer", "auto"): "what the activation pairs with",
-    ("loss", "auto"): "what the task wants: cross_entropy for classification, huber for regression, mse for reconstruction",
-    ("metrics", "auto"): "what the task wants: acc for classification, mse, mae and r2 for regression, mse for reconstruction",
+    ("task", "auto"): "what the targets and the model are for",
 }
 
 
 #: Every group that can be listed.
-LISTED = (*GROUPS, "metrics", "lint", "trainer", "tracking", "experiment", "sweeps")
+LISTED = ("task", *GROUPS, "metrics", "lint", "trainer", "tracking", "experiment", "sweeps")
 
 
 def registered() -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _completion() -> dict[str, Any]:
     sections = {"": Top, **SECTIONS}
     return {
         "listed": LISTED,
-        "groups": {group: _of_group(group) for group in (*GROUPS, "metrics", "lint")},
+        "groups": {group: _of_group(group) for group in ("task", *GROUPS, "metrics", "lint")},
         "sections": {name: _told(Settings.of(declared)) for name, declared in sections.items()},
         "defaults": {group: str(entry[group]) for entry in _main_defaults() for group in entry if isinstance(entry, dict)},
         "conf": str(shipped("conf")),
@@ -78,7 +78,7 @@ def _completion() -> dict[str, Any]:
 
 
 def _of_group(group: str) -> dict[str, Any]:
-    rows = {name: {"summary": about, "settings": _told(kind_settings(group))} for name, about in switches(group).items()}
+    rows = {name: {"summary": about, "settings": _told(kind_settings(group))} for name, about in switches(group, _task_facts()).items()}
     components = {component.name: (component.summary, component_settings(component)) for component in REGISTRIES[group]}
     return {**rows, **{name: {"summary": summary, "settings": _told(settings)} for name, (summary, settings) in components.items()}}
 
@@ -123,7 +123,8 @@ def _choices(group: str, held: dict[str, Any], guard: Guard) -> list[dict[str, s
         raise ConfigError([Problem(group, f"there is no group of this name; there are: {', '.join(LISTED)}", nearest(group, LISTED))])
     if group in REGISTRIES:
         named = [_row(name, _summary(found["record"]), _package(found["record"])) for name, found in held["components"][group].items()]
-        return [_row(name, summary, "dnnkit") for name, summary in switches(group).items()] + named + _files(group, guard)
+        switched = [_row(name, summary, "dnnkit") for name, summary in switches(group, _task_facts(held)).items()]
+        return switched + named + _files(group, guard)
     if group == "sweeps":
         return [
             _row(name, _headline(path), "dnnkit" if path.parent == shipped("sweeps") else str(path)) for name, path in sweep_files().items()
@@ -131,9 +132,29 @@ def _choices(group: str, held: dict[str, Any], guard: Guard) -> list[dict[str, s
     return _files(group, guard)
 
 
-def switches(group: str) -> dict[str, str]:
-    """The names of a group that choose no component, such as `none` and `auto`, and what they stand for."""
-    return {name: _SWITCHES.get((group, name), "nothing") for name in KINDS[group].switches}
+def switches(group: str, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The names of a group that choose no component, such as `none` and `auto`, and what they stand for.
+
+    `tasks` are the facts of each task, which say what `loss=auto` and `metrics=auto` are.
+    """
+    return {name: _SWITCHES.get((group, name)) or _of_tasks(group, tasks) for name in KINDS[group].switches}
+
+
+def _of_tasks(group: str, tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    wanted = {name: facts[group] for name, facts in tasks.items() if group in facts}
+    told = [f"{_and([names] if isinstance(names, str) else names)} for {name}" for name, names in wanted.items()]
+    return f"what the task wants: {', '.join(told)}" if told else "nothing"
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
+def _task_facts(held: Mapping[str, Any] | None = None) -> dict[str, Mapping[str, Any]]:
+    """The facts of every task, by name, of what is registered or was kept."""
+    if held is None:
+        return {record.name: record.facts for record in REGISTRIES["task"]}
+    return {name: found["record"]["facts"] for name, found in held["components"]["task"].items()}
 
 
 def _row(name: str, summary: str, origin: str) -> dict[str, str]:

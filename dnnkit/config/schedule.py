@@ -112,7 +112,7 @@ def to_measure(name: str, config: Keyed, metrics: Sequence[str], task: str) -> s
 
 
 def _tasks(metric: str) -> frozenset[str]:
-    return frozenset(REGISTRIES["metrics"].get(metric).facts.get("tasks", ("classification", "regression", "reconstruction")))
+    return frozenset(REGISTRIES["metrics"].get(metric).facts.get("tasks", REGISTRIES["task"].names()))
 
 
 def watch_problems(config: Keyed, metrics: Sequence[str], task: str) -> list[Problem]:

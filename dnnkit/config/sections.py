@@ -12,7 +12,7 @@ from dnnkit.config import transfer
 from dnnkit.config.groups import group_problems
 from dnnkit.config.schedule import to_measure, watch_problems
 from dnnkit.errors import Problem, nearest
-from dnnkit.registry import REGISTRIES
+from dnnkit.registry import KINDS, REGISTRIES
 from dnnkit.schema import Check, Count, Keyed, Settings, Severity, Share, component_settings, validate_node
 
 Name = Annotated[str, Len(min_length=1, max_length=200)]
@@ -160,6 +160,15 @@ class Diagnostics(Section):
     """Optimizer steps between two measurements; null measures before and after training only."""
 
 
+def _task_problems(name: str, where: str) -> list[Problem]:
+    known = [*KINDS["task"].switches, *REGISTRIES["task"].names()]
+    return [] if name in known else [Problem(where, f"must be one of {', '.join(known)}, got {name!r}", nearest(name, known))]
+
+
+def _task_names() -> dict[str, Any]:
+    return {"enum": [*KINDS["task"].switches, *REGISTRIES["task"].names()]}
+
+
 @dataclass(frozen=True)
 class Top(Section):
     """The keys of a config that hold one value. A new one is a field here."""
@@ -170,8 +179,8 @@ class Top(Section):
     seed: Seed = 0
     """What the split, the initial weights, the order and every other random number follow from."""
 
-    task: Literal["auto", "classification", "regression", "reconstruction"] = "auto"
-    """What is learnt; `auto` takes what the targets and the model are for."""
+    task: Annotated[str, Check(_task_problems, _task_names)] = "auto"
+    """What is learnt: a registered task; `auto` takes what the targets and the model are for."""
 
     metrics: Any = "auto"
     """A list, such as [acc, f1] or [acc, {name: top_k, k: 3}]; `auto` takes those of the task."""
@@ -189,13 +198,6 @@ SECTIONS: Mapping[str, type] = {
     "checkpoint": Checkpoint,
     "diagnostics": Diagnostics,
     "lint": Lint,
-}
-
-#: What `metrics=auto` stands for, by task.
-DEFAULT_METRICS: Mapping[str, tuple[str, ...]] = {
-    "classification": ("acc",),
-    "regression": ("mse", "mae", "r2"),
-    "reconstruction": ("mse",),
 }
 
 #: Component groups that a config chooses from; the others have no place in a config yet.
@@ -312,13 +314,13 @@ def _metric(entry: Any, where: str) -> tuple[dict[str, Any], list[Problem]]:
 
 def metric_nodes(config: Keyed, task: str) -> list[dict[str, Any]]:
     """The metrics that a config asks for, or the task's own, as nodes `{"name": …, settings}`."""
-    wanted = DEFAULT_METRICS[task] if config["metrics"] == "auto" else config["metrics"]
+    wanted = REGISTRIES["task"].get(task).facts["metrics"] if config["metrics"] == "auto" else config["metrics"]
     return [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in wanted]
 
 
 def _metric_names(config: Keyed, task: str) -> list[str]:
     """What is measured beside the loss; while the task is `auto`, of whatever task."""
-    tasks = [task] if task != "auto" else list(DEFAULT_METRICS)
+    tasks = [task] if task != "auto" else REGISTRIES["task"].names()
     return list(dict.fromkeys(node["name"] for known in tasks for node in metric_nodes(config, known)))
 
 

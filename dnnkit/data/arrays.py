@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dnnkit.data.npz import missing_key, read_npz
 from dnnkit.data.source import Examples, Source
+from dnnkit.data.tasks import form_asked, usual
 from dnnkit.errors import DataError
 
 Array = NDArray[Any]
@@ -37,8 +38,8 @@ def array_source(path: Path, task: str) -> Source:
     splits = _splits(path, arrays, [*arrays, *unused], task)
     said = [f"key {key!r} is not used" for key in unused]
     x, kind = _examples(path, {split: pair[0] for split, pair in splits.items()}, said)
-    if task == "reconstruction" and not {"y" if split == "train" else f"y_{split}" for split in splits} <= set(arrays):
-        said.append("no y for every split: none is used, a reconstruction needs none")
+    if form_asked(task) == "itself" and not {"y" if split == "train" else f"y_{split}" for split in splits} <= set(arrays):
+        said.append(f"no y for every split: none is used, a {task} needs none")
         y, classes = {split: torch.zeros(len(pair[0]), dtype=torch.int64) for split, pair in splits.items()}, None
     else:
         y, classes = _targets(path, {split: pair[1] for split, pair in splits.items()}, task, said)
@@ -51,14 +52,15 @@ def array_source(path: Path, task: str) -> Source:
 
 
 def _splits(path: Path, arrays: Mapping[str, Array], keys: Sequence[str], task: str) -> dict[str, tuple[Array, Array]]:
-    """The arrays x and y of each split, of equal lengths. A reconstruction needs no y."""
+    """The arrays x and y of each split, of equal lengths. Where the examples are their own targets, y need not be there."""
+    needless = form_asked(task) == "itself"
     found: dict[str, tuple[Array, Array]] = {}
     for split, end in (("train", ""), ("val", "_val"), ("test", "_test")):
         pair = (f"x{end}", f"y{end}")
         if split != "train" and not any(key in arrays for key in pair):
             continue
         for key in pair:
-            if key not in arrays and not (key == pair[1] and task == "reconstruction"):
+            if key not in arrays and not (key == pair[1] and needless):
                 raise missing_key(path, key, keys, "task=reconstruction needs no targets" if key == pair[1] else "")
         x = arrays[pair[0]]
         y = arrays.get(pair[1], np.zeros(len(x) if x.ndim else 0, dtype=np.int64))
@@ -121,24 +123,48 @@ def _numbers(path: Path, key: str, array: Array) -> Array:
 
 
 def _targets(path: Path, arrays: Mapping[str, Array], task: str, said: list[str]) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None]:
-    """Class indices with the names of the classes, or values with None."""
-    y = arrays["train"]
+    """Class indices with the names of the classes; or values, or labels, with None."""
+    y, form = arrays["train"], form_asked(task)
     for split, array in arrays.items():
         if array.dtype.kind != y.dtype.kind and {array.dtype.kind, y.dtype.kind} - set("iu"):
             raise DataError(f"{path}: key {_key('y', split)!r} must hold what 'y' does, {y.dtype}, got {array.dtype}")
     kind = y.dtype.kind
     if kind not in "buifUS":
         raise DataError(f"{path}: key 'y' must hold whole numbers or texts for classes, or floating numbers for values, got {y.dtype}")
-    if kind == "f" or (kind in "iu" and task == "regression"):
+    if form == "labels" or (form in (None, "itself") and _like_labels(y)):
+        return _labels(path, arrays, said), None
+    if kind == "f" or (kind in "iu" and form == "values"):
         values = {split: _numbers(path, _key("y", split), array) for split, array in arrays.items()}
-        if task != "classification":
-            return _values(path, values, kind, said), None
-        arrays = {split: _whole(path, _key("y", split), array) for split, array in values.items()}
-        said.append("y holds floating numbers, all of them whole: taken as classes, as task=classification asks")
+        if form != "classes":
+            return _values(path, values, kind, task, said), None
+        arrays = {split: _whole(path, _key("y", split), array, task) for split, array in values.items()}
+        said.append(f"y holds floating numbers, all of them whole: taken as classes, as task={task} asks")
     return _classes(path, {split: _column(path, _key("y", split), array) for split, array in arrays.items()}, task, said)
 
 
-def _values(path: Path, arrays: Mapping[str, Array], kind: str, said: list[str]) -> dict[str, torch.Tensor]:
+def _like_labels(y: Array) -> bool:
+    """Whether whole numbers or truth values are a 1 for each label that a row has, and can hardly be one class in each row."""
+    return y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "bui" and bool(((y == 0) | (y == 1)).all()) and not _one_hot(y)
+
+
+def _labels(path: Path, arrays: Mapping[str, Array], said: list[str]) -> dict[str, torch.Tensor]:
+    """A 1 for each label that a row has, as int64 of shape `(rows, labels)`."""
+    y = arrays["train"]
+    for split, array in arrays.items():
+        key = _key("y", split)
+        if array.ndim != 2 or array.shape[1] != y.shape[1] or array.dtype.kind not in "buif":
+            rule = "must hold 0 and 1 in rows of labels, shape (rows, labels), the same for all splits"
+            cause = f"{path}: key {key!r} {rule}, got {array.dtype} of shape {array.shape}"
+            raise DataError(cause, f"task={usual('classes')} takes one class for each row")
+        wrong = ~((array == 0) | (array == 1))
+        if wrong.any():
+            row = int(np.argwhere(wrong)[0][0])
+            raise DataError(f"{path}: key {key!r} must hold 0 and 1 for labels, got {array[row][wrong[row]].flat[0]} in row {row + 1}")
+    said.append(f"y holds 0 and 1 in rows of {y.shape[1]}: labels")
+    return {split: torch.from_numpy(array.astype(np.int64)) for split, array in arrays.items()}
+
+
+def _values(path: Path, arrays: Mapping[str, Array], kind: str, task: str, said: list[str]) -> dict[str, torch.Tensor]:
     y = arrays["train"]
     for split, array in arrays.items():
         if array.ndim > 2 or array.shape[1:] != y.shape[1:]:
@@ -149,13 +175,12 @@ def _values(path: Path, arrays: Mapping[str, Array], kind: str, said: list[str])
     if kind != "f":
         for split, array in arrays.items():
             _exact(path, _key("y", split), array)
-        said.append("y holds whole numbers: taken as values, as task=regression asks")
+        said.append(f"y holds whole numbers: taken as values, as task={task} asks")
     elif _one_hot(y):
         said.append("y holds one-hot rows of floating numbers: values of a regression; for a classification save y.argmax(1)")
     elif y[:1].size == 1 and len(few := np.unique(y)) <= FEW and (few == np.round(few)).all():
-        said.append(
-            f"y holds floating numbers: values of a regression; task=classification would take its {len(few)} whole ones as classes"
-        )
+        other = usual("classes")
+        said.append(f"y holds floating numbers: values of a regression; task={other} would take its {len(few)} whole ones as classes")
     else:
         said.append("y holds floating numbers: values of a regression")
     return {split: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)) for split, array in arrays.items()}
@@ -172,12 +197,12 @@ def _exact(path: Path, key: str, values: Array) -> None:
         raise DataError(cause, "of classes, take task=classification; of values, subtract what all have in common")
 
 
-def _whole(path: Path, key: str, values: Array) -> Array:
+def _whole(path: Path, key: str, values: Array, task: str) -> Array:
     wrong = (values != np.round(values)) | (np.abs(values) > 2**53)
     if wrong.any():
         row = int(np.argwhere(wrong)[0][0])
-        cause = f"{path}: key {key!r} must hold whole numbers for task=classification, got {values[wrong].flat[0]} in row {row + 1}"
-        raise DataError(cause, "task=regression predicts such values")
+        cause = f"{path}: key {key!r} must hold whole numbers for task={task}, got {values[wrong].flat[0]} in row {row + 1}"
+        raise DataError(cause, f"task={usual('values')} predicts such values")
     return values.astype(np.int64)
 
 
@@ -186,7 +211,8 @@ def _column(path: Path, key: str, y: Array) -> Array:
     column = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if column.ndim == 1:
         return column
-    cure = "it looks one-hot: save y.argmax(1)" if _one_hot(y) else "several values per row are a regression: save them as floating numbers"
+    one_class = f"it looks one-hot: save y.argmax(1), or take task={usual('labels')} if a row may have several labels"
+    cure = one_class if _one_hot(y) else "several values per row are a regression: save them as floating numbers"
     raise DataError(f"{path}: key {key!r} must hold one label for each row, shape (rows,), got {y.shape}", cure)
 
 
@@ -203,11 +229,11 @@ def _classes(path: Path, arrays: Mapping[str, Array], task: str, said: list[str]
     labels = np.unique(np.concatenate([np.unique(array) for array in arrays.values()]))
     y, texts = arrays["train"], arrays["train"].dtype.kind in "US"
     here = len(np.unique(y))
-    if here < 2 and task != "reconstruction":
+    if here < 2 and form_asked(task) != "itself":
         raise DataError(f"{path}: key 'y' must hold at least two classes, got {_name(y[0])!r} in all {len(y)} rows")
     if task == "auto" and here > FEW and 2 * here > len(y):
         what = "texts" if texts else "whole numbers"
-        cure = "task=classification takes them as classes" + ("" if texts else ", task=regression as values")
+        cure = f"task={usual('classes')} takes them as classes" + ("" if texts else f", task={usual('values')} as values")
         raise DataError(f"{path}: key 'y' holds {here} different {what} in {len(y)} rows, hardly classes", cure)
     names = tuple(map(_name, labels))
     if len(set(names)) < len(names):

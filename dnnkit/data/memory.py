@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from dnnkit.data.tasks import form_asked
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -38,11 +40,11 @@ def _container() -> int:
 def footprint(values: int, precision: str, task: str, device: torch.device) -> tuple[int, int]:
     """Bytes that so many values of examples take when they are resident: in CPU memory, and on a device that has its own.
 
-    They are prepared as float32 in CPU memory; 64 bits are a second copy. The target of a reconstruction shares the
-    example's memory until either is copied.
+    They are prepared as float32 in CPU memory; 64 bits are a second copy. A target that is the example itself shares
+    its memory until either is copied.
     """
     wide, own = precision == "64", device.type != "cpu"
-    copies = 2 if task == "reconstruction" else 1
+    copies = 2 if form_asked(task) == "itself" else 1
     return 4 * values + (8 * values * copies if wide else 0), (8 if wide else 4) * values * copies if own else 0
 
 

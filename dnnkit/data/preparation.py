@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dnnkit.data.base_task import BaseTask
 from dnnkit.data.scaling import Scaling
-from dnnkit.data.source import DataSet, Examples, Source, Split, Task, check, fingerprint
+from dnnkit.data.source import DataSet, Source, Split, check, class_count, fingerprint, form_of, label_names
 from dnnkit.data.split import divide, rows_asked, strata
 from dnnkit.data.stored import StoredRows
+from dnnkit.data.tasks import settled, task_named
 from dnnkit.errors import ConfigError, DataError, Problem
 
 #: Values converted to float64 at a time: 2 MiB, so that a large data set is never held in float64.
@@ -35,25 +38,25 @@ def prepare(
 ) -> DataSet:
     """Split and standardise a source.
 
-    `task`: `auto` is classification where the targets are class indices, and regression where they are values; in a
-    `reconstruction` the target is the flattened example itself.
+    `task`: the name of a registered one, which the targets have to fit, or `auto`: the one that takes them for its own.
 
     The test split is the source's own, or `test_size` of its training rows; then validation is its own, or `val_size` of
     the rows that are left. Both sizes are a count (an integer ≥ 1) or a fraction in (0, 1). `split` says which rows:
-    `stratified` (by class; values by their decile), `random` or `tail`, a pure function of `seed`. `train_size` is a count or
+    `stratified` (by class; see `strata`), `random` or `tail`, a pure function of `seed`. `train_size` is a count or
     a fraction of the training rows that remain, a stratified choice whatever `split` is; the other splits do not change.
 
     `standardize`: `channel` has one mean and deviation per channel of an image, over all pixels; `feature` one per value
     of an example; `none` leaves the values alone; `auto` is `channel` for images and `feature` for tables. The deviation
     is the population's, computed in float64 over the training split only; where it is zero, it counts as one. Missing
-    values become the training split's mean of their feature. `standardize_target` does the same for the values of a
-    regression, one by one. With `stream` the examples stay raw and are standardised as they are read.
+    values become the training split's mean of their feature. `standardize_target` does the same for the values to
+    predict, one by one. With `stream` the examples stay raw and are standardised as they are read.
 
     Raises DataError where the source's tensors are unusable, ConfigError where they do not fit the task, where a size
     leaves a split empty, or where `channel` is asked of something that has none.
     """
     source = check(name, source)
-    source, done = _for_task(name, source, task)
+    source, task = settled(name, source, task)
+    meaning = task_named(task)
     by = {"image": "channel", "table": "feature"}[source.kind] if standardize == "auto" else standardize
     rows, origins = _divide(source, val_size, test_size, split, seed, _standardize_problems(source, by))
     if train_size is not None:
@@ -62,43 +65,20 @@ def prepare(
         origins["train"] = f"{len(rows['train'].rows):,} of {there:,}, stratified"
     moments = _moments(source.train.x, rows["train"].rows, source.missing)
     scaling = _scaling(moments, by, source.missing)
-    target_scaling = _target_scaling(source, done, rows["train"], scaling, standardize_target)
-    splits = {part: _split(name, taken, done, scaling, target_scaling, stream) for part, taken in rows.items()}
     inputs = tuple(source.train.x.shape[1:])
-    outputs = _outputs(source) if target_scaling is None else target_scaling.mean.numel()
+    target_scaling = meaning.target_scaling(partial(_of_values, rows["train"], standardize_target), scaling, inputs)
+    splits = {part: _split(name, taken, meaning, scaling, target_scaling, stream) for part, taken in rows.items()}
+    outputs = meaning.outputs(source)
     how = {"splits": origins, "standardize": by, "loader": "stream" if stream else "resident"}
-    card = _card(name, source, rows, done, outputs) | how | {"constant_features": _constant(moments, source.columns), **source.notes}
+    card = _card(name, source, rows, task, outputs) | how | {"constant_features": _constant(moments, source.columns), **source.notes}
     return DataSet(
-        **splits, task=done, scaling=scaling, target_scaling=target_scaling, inputs=inputs, outputs=outputs,
+        **splits, task=task, scaling=scaling, target_scaling=target_scaling, inputs=inputs, outputs=outputs,
         classes=source.classes, kind=source.kind, fingerprint=card["fingerprint"], card=card,
         columns=source.columns, targets=source.targets, encoding=source.encoding,
     )  # fmt: skip
 
 
-def _for_task(name: str, source: Source, task: str) -> tuple[Source, Task]:
-    """The source with targets that fit the task, and the task; ConfigError where they cannot."""
-    values = source.train.y.is_floating_point()
-    match task, values:
-        case "auto", _:
-            return source, "regression" if values else "classification"
-        case "reconstruction", _:
-            return source, "reconstruction"
-        case "regression", True:
-            return source, "regression"
-        case "regression", False if source.classes is None:
-            as_values = {part: Examples(given.x, given.y.double().unsqueeze(1)) for part, given in source.splits()}
-            return replace(source, **as_values), "regression"  # type: ignore[arg-type]
-        case "classification", False:
-            return source, "classification"
-    has, other = ("values", "regression") if values else ("classes", "classification")
-    raise ConfigError([Problem("task", f"data={name} has {has} for targets, which is {other}, got {task}", (f"task={other}",))])
-
-
-def _outputs(source: Source) -> int:
-    return len(source.classes) if source.classes is not None else max(int(given.y.max()) for _, given in source.splits()) + 1
-
-
-def _card(name: str, source: Source, rows: Mapping[str, _Rows], task: Task, outputs: int) -> dict[str, Any]:
+def _card(name: str, source: Source, rows: Mapping[str, _Rows], task: str, outputs: int) -> dict[str, Any]:
     card: dict[str, Any] = {
         "name": name,
         "kind": source.kind,
@@ -116,11 +96,19 @@ def _card(name: str, source: Source, rows: Mapping[str, _Rows], task: Task, outp
         missing = source.train.x.isnan().sum(0).flatten().tolist()
         names = source.columns or [str(index) for index in range(len(missing))]
         card["missing"] = {column: count for column, count in zip(names, missing, strict=True) if count}
-    if source.train.y.is_floating_point():
-        card["target"] = _target_card(source, rows["train"])
-    else:
-        card["class_balance"] = {part: taken.y[taken.rows].bincount(minlength=_outputs(source)).tolist() for part, taken in rows.items()}
-    return card
+    return card | _described(source, rows)
+
+
+def _described(source: Source, rows: Mapping[str, _Rows]) -> dict[str, Any]:
+    """What the targets are like, whatever the task makes of them."""
+    form = form_of(source.train.y)
+    if form == "values":
+        return {"target": _target_card(source, rows["train"])}
+    taken = {part: held.y[held.rows] for part, held in rows.items()}
+    if form == "labels":
+        names = label_names(source.targets, source.train.y.shape[1])
+        return {"label_balance": {part: dict(zip(names, y.sum(0).tolist(), strict=True)) for part, y in taken.items()}}
+    return {"class_balance": {part: y.bincount(minlength=class_count(source)).tolist() for part, y in taken.items()}}
 
 
 def _target_card(source: Source, train: _Rows) -> dict[str, dict[str, float]]:
@@ -228,11 +216,8 @@ def _scaling(moments: _Moments, by: str, missing: bool) -> Scaling:
     return Scaling(mean, std, moments.mean if missing else None)
 
 
-def _target_scaling(source: Source, task: Task, train: _Rows, scaling: Scaling, standardize: bool) -> Scaling | None:
-    if task == "classification":
-        return None
-    if task == "reconstruction":
-        return scaling.flat(tuple(source.train.x.shape[1:]))
+def _of_values(train: _Rows, standardize: bool) -> Scaling:
+    """The standardisation of the training targets one by one, or that which leaves them as they are."""
     moments = _moments(train.y, train.rows)
     if standardize:
         return _scaling(moments, "feature", missing=False)
@@ -259,12 +244,9 @@ def _deviation(var: Tensor) -> Tensor:
     return torch.where(std > 0, std, 1.0)
 
 
-def _split(name: str, taken: _Rows, task: Task, scaling: Scaling, target_scaling: Scaling | None, stream: bool) -> Split:
+def _split(name: str, taken: _Rows, task: BaseTask, scaling: Scaling, target_scaling: Scaling | None, stream: bool) -> Split:
     x = _stored(name, taken, scaling) if stream else _standardized(name, taken, scaling)
-    if task == "reconstruction":
-        return Split(x, replace(x, flat=True) if isinstance(x, StoredRows) else x.flatten(1))  # the same memory
-    y = taken.y[taken.rows]
-    return Split(x, y if target_scaling is None else target_scaling.apply(y))
+    return Split(x, task.targets(x, taken.y[taken.rows], target_scaling))
 
 
 def _stored(name: str, taken: _Rows, scaling: Scaling) -> StoredRows:

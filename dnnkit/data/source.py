@@ -14,7 +14,8 @@ from dnnkit.data.scaling import Scaling
 from dnnkit.data.stored import StoredRows
 from dnnkit.errors import DataError
 
-Task = Literal["classification", "regression", "reconstruction"]
+Form = Literal["classes", "values", "labels", "itself"]
+"""What targets are: class indices, values, labels each of which is 0 or 1, or the example itself, which needs none."""
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -22,8 +23,9 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 class Examples(NamedTuple):
     """Examples and their targets.
 
-    x of shape `(n, *shape)`, any numeric dtype. y of an integer dtype and shape `(n,)` holds class indices; y of a floating
-    dtype and shape `(n,)` or `(n, values)` holds the values of a regression.
+    x of shape `(n, *shape)`, any numeric dtype. y of an integer dtype and shape `(n,)` holds class indices, of shape
+    `(n, labels)` a 1 for each label that an example has, and 0; y of a floating dtype and shape `(n,)` or `(n, values)` holds
+    the values of a regression.
     """
 
     x: Tensor
@@ -31,7 +33,7 @@ class Examples(NamedTuple):
 
 
 class Split(NamedTuple):
-    """What is trained or measured on: standardised x `(n, *shape)`, and y: class indices `(n,)` or values `(n, outputs)`.
+    """What is trained or measured on: standardised x `(n, *shape)`, and y: class indices `(n,)`, or values or labels `(n, outputs)`.
 
     Where the data are streamed, x (and y, where it is x again) are `StoredRows`, which are standardised as they are read.
     """
@@ -46,7 +48,7 @@ class Source:
 
     `test` and `validation` are None where the source has no such split of its own. `classes` names the classes in the
     order of their indices, `columns` the features of a table, one for each value of an example, `targets` the values of a
-    regression. `origin` is the folder or the package that the data came from.
+    regression, or the labels. `origin` is the folder or the package that the data came from.
 
     `missing`: NaN in x is a missing value, which is filled with the training split's mean of that feature; otherwise x has
     to be finite. `encoding` says in JSON values how raw rows became x, so that new rows can become it too; `notes` are
@@ -78,14 +80,15 @@ class DataSet:
     """Data ready for training: every x is float32, standardised with the statistics of the training split.
 
     `scaling` turns a raw example into a standardised one. `target_scaling` does the same for the values of a regression or
-    a reconstruction; it is None for classes. `inputs` is the shape of one example, `outputs` the number of classes or
-    values. `fingerprint` identifies the raw data, before any split. `card` describes all of it in JSON values.
+    a reconstruction; it is None for classes. `task` is a registered name. `inputs` is the shape of one example, `outputs` how
+    many numbers the network has to give for it. `fingerprint` identifies the raw data, before any split. `card` describes all of
+    it in JSON values.
     """
 
     train: Split
     validation: Split
     test: Split
-    task: Task
+    task: str
     scaling: Scaling
     target_scaling: Scaling | None
     inputs: tuple[int, ...]
@@ -99,8 +102,25 @@ class DataSet:
     encoding: Mapping[str, Any] | None = None
 
 
+def form_of(y: Tensor) -> Form:
+    """What the targets of a checked source are."""
+    if y.is_floating_point():
+        return "values"
+    return "classes" if y.ndim == 1 else "labels"
+
+
+def class_count(source: Source) -> int:
+    """How many classes a source of class indices has: those that are named, else up to the highest index."""
+    return len(source.classes) if source.classes is not None else max(int(given.y.max()) for _, given in source.splits()) + 1
+
+
+def label_names(targets: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
+    """The labels by name, or by number where they have none."""
+    return targets or tuple(f"label_{index}" for index in range(count))
+
+
 def check(name: str, source: Source) -> Source:
-    """The source with labels as int64, or values as float64 `(n, values)`.
+    """The source with classes and labels as int64, or values as float64 `(n, values)`.
 
     Raises DataError naming the split and the rule where its tensors cannot be used.
     """
@@ -133,7 +153,7 @@ def _check_split(where: str, examples: Examples, source: Source) -> Examples:
         raise DataError(f"{where} must hold at least one row and one value per row, got x of shape {tuple(x.shape)}")
     if tuple(x.shape[1:]) != shape:
         raise DataError(f"{where} must hold examples of shape {shape}, as the train split does, got {tuple(x.shape[1:])}")
-    if x.is_complex() or not (y.is_floating_point() or (y.dtype in _INTEGERS and y.ndim == 1)):
+    if x.is_complex() or not (y.is_floating_point() or (y.dtype in _INTEGERS and (y.ndim == 1 or source.classes is None))):
         message = "must hold real x, and y of integers (n,) for classes or of floating numbers for values"
         raise DataError(f"{where} {message}, got {x.dtype} and {y.dtype} {tuple(y.shape)}")
     if x.is_floating_point():
@@ -141,11 +161,22 @@ def _check_split(where: str, examples: Examples, source: Source) -> Examples:
     if y.is_floating_point():
         _check_finite(f"{where}: the targets", y)
         return Examples(x, y.double().reshape(len(y), -1))
-    _check_labels(where, y, source.classes)
+    if y.ndim == 1:
+        _check_classes(where, y, source.classes)
+    else:
+        _check_labels(where, y)
     return Examples(x, y.long())
 
 
-def _check_labels(where: str, y: Tensor, classes: tuple[str, ...] | None) -> None:
+def _check_labels(where: str, y: Tensor) -> None:
+    outside = (y != 0) & (y != 1)
+    if outside.any():
+        row, column = outside.nonzero()[0].tolist()
+        cause = f"{where}: integers of shape {tuple(y.shape)} are labels, each 0 or 1, got {int(y[row, column])} in row {row}"
+        raise DataError(cause, "several values for each example are a regression: floating numbers")
+
+
+def _check_classes(where: str, y: Tensor, classes: tuple[str, ...] | None) -> None:
     most = "" if classes is None else f" and less than {len(classes)}, the number of classes"
     outside = (y < 0) if classes is None else (y < 0) | (y >= len(classes))
     if outside.any():

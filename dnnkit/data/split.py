@@ -49,7 +49,15 @@ def divide(y: Tensor, count: int, how: str, purpose: str, seed: int) -> tuple[Te
 
 
 def strata(y: Tensor) -> Tensor:
-    """What a stratified split keeps in proportion, shape `(n,)`, int64: the classes, or the decile of the first of the values."""
+    """What a stratified split keeps in proportion, shape `(n,)`, int64: the classes, or the decile of the first of the values.
+
+    Of labels `(n, labels)` the rarest that a row has, 0 where it has none: a rare one would be missed by chance, and of all their
+    combinations most have few rows. The order in which labels are rare is that of these rows; of equally rare ones the first counts.
+    """
+    if y.ndim == 2 and not y.is_floating_point():
+        rarest = y.sum(0).argsort(stable=True)
+        have = y[:, rarest] > 0
+        return torch.where(have.any(1), rarest[have.int().argmax(1)] + 1, 0)
     if not y.is_floating_point():
         return y
     ranks = y[:, 0].argsort(stable=True).argsort()

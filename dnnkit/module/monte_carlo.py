@@ -40,23 +40,22 @@ class MonteCarlo:
         if len(x) == 0:
             empty = x.new_zeros(0, outputs, dtype=wide)
             self._means.append(empty)
-            self._spreads.append(empty[:, 0] if self._task.target_std is None else empty)
+            self._spreads.append(self._task.means.deviation(Spread(empty, empty)))
             return
         whole = len(y) if len(batch) == 2 else round(len(y) * world / batch[2])
         self._size = self._size or whole
         first = index * self._size + share(whole, rank, world).start
-        summary = Spread.of_logits if self._task.target_std is None else Spread.of_values
         with reseeding(self._seed, x.device) as reseed:
-            found = passes(net, x, first, self._task.mc_samples, reseed, summary)
-        self._means.append((found.mean if found.log_mean is None else found.log_mean).to(x.device, wide))
-        self._spreads.append((found.std if found.log_mean is None else _of_predicted(found)).to(x.device, wide))
+            found = passes(net, x, first, self._task.mc_samples, reseed, self._task.means.spread)
+        self._means.append(found.output.to(x.device, wide))
+        self._spreads.append(self._task.means.deviation(found).to(x.device, wide))
 
     def values(self, target: Tensor) -> dict[str, float]:
         """What is measured of the mean prediction, `mc_loss` and `mc_<metric>`, and the mean deviations; what is not defined is left out.
 
-        Of classes: `mc_std_right` and `mc_std_wrong`, the mean over the examples that the mean prediction gets right, or
-        wrong, of the deviation of the predicted class's probability. Of values: `mc_std`, over examples and values, in the
-        target's units.
+        The deviations are the task's own: of classes `mc_std_right` and `mc_std_wrong`, the mean over the examples that the mean
+        prediction gets right, or wrong, of the deviation of the predicted class's probability; of values `mc_std`, over
+        examples and values, in the target's units.
         """
         means, spreads = (gather_batches(part) if several() else part for part in (self._means, self._spreads))
         mean, spread = torch.cat(means), torch.cat(spreads)
@@ -64,17 +63,8 @@ class MonteCarlo:
         given = mean.to(target.dtype) if target.is_floating_point() else mean
         measured = {"loss": self._task.loss, **self._task.metrics}
         found = {f"mc_{name}": float(measure(given, target)) for name, measure in measured.items()}
-        if self._task.target_std is not None:
-            found["mc_std"] = float((spread * self._task.target_std.to(spread.device, spread.dtype)).mean())
-        else:
-            right = mean.argmax(1) == target
-            found |= {"mc_std_right": float(spread[right].mean()), "mc_std_wrong": float(spread[~right].mean())}
+        found |= self._task.means.deviations(mean, spread, target, self._task.target_std)
         undefined = [name for name, value in found.items() if math.isnan(value)]
         if undefined:
             log.warning("not defined here, and left out of the record: %s", ", ".join(undefined))
         return {name: value for name, value in found.items() if name not in undefined}
-
-
-def _of_predicted(found: Spread) -> Tensor:
-    """The deviation of the probability of the class with the greatest mean, `(n,)`."""
-    return found.std.gather(1, found.mean.argmax(1, keepdim=True)).squeeze(1)

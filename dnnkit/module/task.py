@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dnnkit.config.schedule import Schedule
+from dnnkit.data import BaseTask, ClassTask
 from dnnkit.module.groups import Clip, Groups
 from dnnkit.network.groups import Grouping
 
@@ -19,13 +20,20 @@ class Task:
     """What is learnt. `loss` and every metric map (prediction, target) to a scalar, a mean over the samples.
 
     `mc_samples`: so many passes of Monte-Carlo dropout over what is tested, 0 for none. `target_std`: of values, that of one
-    standardised unit in the target's own, broadcastable to `(outputs,)`; None for classes.
+    standardised unit in the target's own, broadcastable to `(outputs,)`; None for classes. `meaning`: what outputs mean, by
+    default logits of classes, or where there is a `target_std` values.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
     mc_samples: int = 0
     target_std: Tensor | None = None
+    meaning: BaseTask | None = None
+
+    @property
+    def means(self) -> BaseTask:
+        """`meaning`, or its default."""
+        return self.meaning or (ClassTask() if self.target_std is None else BaseTask())
 
 
 @dataclass(frozen=True)

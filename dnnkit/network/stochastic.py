@@ -55,6 +55,7 @@ class Spread:
     between the class and the weights, `(n,)`: the entropy less the mean of the passes' own entropies. It is high where
     passes are sure of different classes, and 0 where they agree, however unsure they are.
     Of values: `mean` and `std` `(n, outputs)`, `log_mean`, `entropy` and `mutual_information` are None.
+    A task whose outputs are neither has as `log_mean` the outputs `(n, outputs)` that say the mean probabilities.
     Source: Gal & Ghahramani 2016, eq. 6 (mean) and 7 (variance); Houlsby, Huszár, Ghahramani & Lengyel 2011, "Bayesian Active
     Learning for Classification and Preference Learning", eq. 2.
     """
@@ -64,6 +65,11 @@ class Spread:
     log_mean: Tensor | None = None
     entropy: Tensor | None = None
     mutual_information: Tensor | None = None
+
+    @property
+    def output(self) -> Tensor:
+        """The mean prediction as the network would say it, `(n, outputs)`: what losses and metrics take."""
+        return self.mean if self.log_mean is None else self.log_mean
 
     @classmethod
     def of_logits(cls, passes: Tensor) -> Spread:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dnnkit.data import DataSet
+from dnnkit.data.tasks import task_named
 from dnnkit.disk import disk
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def sample_figure(data: DataSet, path: Path) -> Path:
 
     Images: the first ten of each of the first ten classes, a row for each class; without classes, the first hundred.
     Tables: histograms of the first features, twelve panels in all, over at most 10,000 rows, one outline for each of up to seven classes;
-    for a regression the targets come first. Raises DiskError.
+    for a regression the targets come first. What the groups and the targets are is the task's to say. Raises DiskError.
     """
     figure = _images(data) if data.kind == "image" else _table(data)
     with disk(path):
@@ -64,10 +65,6 @@ def _shown(name: str, width: int = 24) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"
 
 
-def _named_classes(data: DataSet) -> list[str]:
-    return [str(index) for index in range(data.outputs)] if data.classes is None else list(data.classes)
-
-
 def _title(figure: Figure, data: DataSet, what: str) -> None:
     figure.suptitle(f"{data.card['name']}: {what}", fontsize=11, parse_math=False)
 
@@ -76,7 +73,8 @@ def _title(figure: Figure, data: DataSet, what: str) -> None:
 
 
 def _images(data: DataSet) -> Figure:
-    grid = _by_class(data) if data.task == "classification" else _in_order(data)
+    groups = task_named(data.task).groups(data, torch.arange(len(data.train.x)))
+    grid = [(name, rows[:PER_CLASS]) for name, rows in groups[:MOST_CLASSES] if len(rows)] or _in_order(data)
     shown = max(len(rows) for _, rows in grid)
     height, width = data.inputs[-2:]
     side = 0.72
@@ -95,16 +93,9 @@ def _images(data: DataSet) -> Figure:
                 _picture(one, pictures[column], low, high)
         if name:
             line[0].set_ylabel(_shown(name), rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
-    more = f", the first {len(grid)} of {data.outputs} classes" if data.task == "classification" and len(grid) < data.outputs else ""
+    more = f", the first {len(grid)} of {len(groups)} classes" if len(grid) < len(groups) else ""
     _title(figure, data, f"training images, {height} × {width}{more}")
     return figure
-
-
-def _by_class(data: DataSet) -> list[tuple[str, Tensor]]:
-    """The name of each class that is shown, and the first rows of it."""
-    y = data.train.y[torch.arange(len(data.train.y))].cpu()
-    found = [(name, (y == index).nonzero()[:PER_CLASS, 0]) for index, name in enumerate(_named_classes(data)[:MOST_CLASSES])]
-    return [(name, rows) for name, rows in found if len(rows)]
 
 
 def _in_order(data: DataSet) -> list[tuple[str, Tensor]]:
@@ -130,13 +121,14 @@ def _picture(axes: Axes, picture: Tensor, low: float, high: float) -> None:
 def _table(data: DataSet) -> Figure:
     rows = torch.arange(min(len(data.train.x), MOST_ROWS))
     x, y = _raw(data, rows).flatten(1), _labels(data, rows)
-    panels = [(name, y[:, index], True) for index, name in enumerate(_targets(data))][: MOST_FEATURES // 2]
+    targets = task_named(data.task).target_names(data)
+    panels = [(name, y[:, index], True) for index, name in enumerate(targets)][: MOST_FEATURES // 2]
     names = data.columns or [f"feature {index}" for index in range(x.shape[1])]
     room = MOST_FEATURES - len(panels)
     panels += [(name, x[:, index], False) for index, name in enumerate(names[:room])]
     across = min(_ACROSS, len(panels))
     down = math.ceil(len(panels) / across)
-    groups = _groups(data, y)
+    groups = _groups(data, rows)
     figure = _figure(2.6 * across + 0.4, 2.0 * down + 1.0)
     for number, (name, values, is_target) in enumerate(panels, start=1):
         axes = figure.add_subplot(down, across, number)
@@ -152,20 +144,15 @@ def _table(data: DataSet) -> Figure:
     return figure
 
 
-def _targets(data: DataSet) -> Sequence[str]:
-    if data.task != "regression":
-        return ()
-    return data.targets or list(data.card["target"])
-
-
 Group = tuple[str, str, Tensor]
 
 
-def _groups(data: DataSet, y: Tensor) -> list[Group]:
+def _groups(data: DataSet, rows: Tensor) -> list[Group]:
     """Name, colour and rows of each outline; one for all where there are no classes, or too many to tell apart."""
-    if data.task != "classification" or data.outputs > len(COLOURS):
-        return [("", COLOURS[0], torch.arange(len(y)))]
-    return [(name, COLOURS[index], (y == index).nonzero()[:, 0]) for index, name in enumerate(_named_classes(data))]
+    found = task_named(data.task).groups(data, rows)
+    if not 0 < len(found) <= len(COLOURS):
+        return [("", COLOURS[0], torch.arange(len(rows)))]
+    return [(name, COLOURS[index], places) for index, (name, places) in enumerate(found)]
 
 
 def _histogram(axes: Axes, values: Tensor, groups: Sequence[Group]) -> None:

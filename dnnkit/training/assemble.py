@@ -23,7 +23,8 @@ from dnnkit.data.loaders import EVALUATION_BATCH
 from dnnkit.data.memory import footprint, streams
 from dnnkit.data.resident import Augment
 from dnnkit.data.scaling import Scaling
-from dnnkit.errors import ConfigError, DataError, PluginError, Problem
+from dnnkit.data.tasks import task_named
+from dnnkit.errors import ConfigError, PluginError, Problem
 from dnnkit.network import component
 from dnnkit.network.freezing import freezing
 from dnnkit.network.groups import Grouping
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from dnnkit.module import Module
 
 Measure = Callable[[Tensor, Tensor], Tensor]
-
-# Huber's gradient is bounded: with squares, the default rate leads a regression with a few outliers to infinity.
-_DEFAULT_LOSS = {"classification": "cross_entropy", "regression": "huber", "reconstruction": "mse"}
 
 
 def load_data(cfg: Config, device: torch.device | None = None) -> DataSet:
@@ -53,8 +51,7 @@ def load_data(cfg: Config, device: torch.device | None = None) -> DataSet:
     stream = _streams(cfg, source, task, device or torch.device("cpu"))
     settings = {key: cfg.data[key] for key in ("val_size", "test_size", "train_size", "split", "standardize", "standardize_target")}
     data = prepare(cfg.data.name, source, **settings, seed=cfg.seed, task=task, stream=stream)
-    if data.task == "classification" and data.outputs < 2:
-        raise DataError(f"data={cfg.data.name}: there is one class only, in all {len(data.train.y)} training rows: nothing to tell apart")
+    task_named(data.task).check(cfg.data.name, data)
     problems = task_problems(cfg, data.task)
     if problems:
         raise ConfigError(problems)
@@ -143,7 +140,7 @@ def check_monitor(cfg: Config, data: DataSet) -> None:
     """
     _, metrics = measures(cfg, data.task, data.target_scaling)
     target, problems = data.validation.y[:], []
-    right = target if data.task != "classification" else torch.nn.functional.one_hot(target, data.outputs).float()
+    right = task_named(data.task).right(target, data.outputs)
     for setting, key in (("checkpoint.monitor", monitor(cfg, data.task)[0]), ("scheduler.monitor", watched(cfg.scheduler))):
         metric = metrics.get(key.removeprefix("val/")) if key is not None else None
         if metric is not None and torch.isnan(metric(right, target)):
@@ -190,7 +187,8 @@ def assemble(cfg: Config, network: nn.Module, data: DataSet) -> Module:
 
     parts: dict[str, Any] = {group: component(group, cfg[group]) for group in ("optimizer", "clipping", "regularizer", "constraint")}
     scaling = data.target_scaling
-    task = Task(*measures(cfg, data.task, scaling), cfg.dropout.mc_samples, None if scaling is None else scaling.std)
+    unit = None if scaling is None else scaling.std
+    task = Task(*measures(cfg, data.task, scaling), cfg.dropout.mc_samples, unit, task_named(data.task))
     recipe = Recipe(
         parts["optimizer"],
         make_schedule(cfg, len(data.train.y)),
@@ -219,7 +217,7 @@ def check_groups(cfg: Config, network: nn.Module) -> None:
 
 def measures(cfg: Config, task: str, target_scaling: Scaling | None) -> tuple[Measure, dict[str, Measure]]:
     """The loss and the metrics by name, all of (prediction, target) as the network gives and takes them: standardised values, or logits."""
-    loss: Mapping[str, Any] = cfg.loss if cfg.loss.name != "auto" else {"name": _DEFAULT_LOSS[task]}
+    loss: Mapping[str, Any] = cfg.loss if cfg.loss.name != "auto" else {"name": REGISTRIES["task"].get(task).facts["loss"]}
     metrics: dict[str, Measure] = {node["name"]: _of("metrics", node) for node in metric_nodes(cfg, task)}
     if target_scaling is not None:
         metrics = {name: _InUnits(metric, target_scaling) for name, metric in metrics.items()}

@@ -20,6 +20,7 @@ from dnnkit.data.loaders import evaluation_batches
 from dnnkit.data.scaling import Scaling
 from dnnkit.data.sizing import evaluation_batch
 from dnnkit.data.stored import StoredRows
+from dnnkit.data.tasks import task_named
 from dnnkit.errors import ConfigError, DataError, Problem, nearest
 from dnnkit.record.journal import METRICS, stream_journal
 from dnnkit.training.assemble import assemble, load_data
@@ -158,7 +159,7 @@ def _fitting(run: FinishedRun, cfg: Config, data: DataSet) -> DataSet:
     for what, (here, there) in pairs.items():
         if here != there:
             raise DataError(f"{name}: {what} must be {_shown(there)}, as the run had, got {_shown(here)}", "take data of the same kind")
-    if data.outputs > state.outputs or (state.task != "classification" and data.outputs != state.outputs):
+    if not task_named(state.task).fits(data.outputs, state.outputs):
         raise DataError(f"{name}: the network has {state.outputs} outputs, these data have {data.outputs}")
     return data
 

@@ -13,6 +13,7 @@ from dnnkit.checkpoint import RunState
 from dnnkit.data.tables import EncodedRows, TableEncoding, encode_file, read_csv, read_parquet
 from dnnkit.data.tables.cells import numbers
 from dnnkit.data.tables.files import read_bytes
+from dnnkit.data.tasks import task_named
 from dnnkit.errors import DataError, nearest
 
 #: The endings of a file of examples.
@@ -120,24 +121,44 @@ def _tensor(array: Any) -> Tensor:
 
 
 def _as_target(path: Path, array: Any, rows: int, state: RunState) -> Tensor:
-    """Class indices `(n,)`, of names or of indices, or values `(n, outputs)`. Raises DataError."""
+    """Class indices `(n,)`, of names or of indices; or values, or labels of 0 and 1, `(n, outputs)`. Raises DataError."""
     if array.ndim == 0 or len(array) != rows:
         raise DataError(f"{path}: key 'y' must hold as many rows as 'x', {rows}, got shape {array.shape}")
-    if state.task != "classification":
-        if array.dtype.kind not in "iuf" or array.size != rows * state.outputs:
-            raise DataError(f"{path}: key 'y' must hold {state.outputs} numbers for each row, got {array.dtype} of shape {array.shape}")
-        y = _tensor(array).double().reshape(rows, state.outputs)
-        if not y.isfinite().all():
-            raise DataError(f"{path}: key 'y' must be finite, row {int((~y.isfinite()).any(1).nonzero()[0]) + 1} is not")
-        return y
+    form = task_named(state.task).form
+    if form == "classes":
+        return _as_classes(path, array, rows, state)
+    return _as_labels(path, array, rows, state) if form == "labels" else _as_values(path, array, rows, state)
+
+
+def _as_values(path: Path, array: Any, rows: int, state: RunState) -> Tensor:
+    if array.dtype.kind not in "iuf" or array.size != rows * state.outputs:
+        raise DataError(f"{path}: key 'y' must hold {state.outputs} numbers for each row, got {array.dtype} of shape {array.shape}")
+    y = _tensor(array).double().reshape(rows, state.outputs)
+    if not y.isfinite().all():
+        raise DataError(f"{path}: key 'y' must be finite, row {int((~y.isfinite()).any(1).nonzero()[0]) + 1} is not")
+    return y
+
+
+def _as_labels(path: Path, array: Any, rows: int, state: RunState) -> Tensor:
+    if array.dtype.kind not in "biuf" or array.shape != (rows, state.outputs):
+        wanted = f"0 and 1 in rows of {state.outputs}"
+        raise DataError(f"{path}: key 'y' must hold {wanted}, got {array.dtype} of shape {array.shape}")
+    y = _tensor(array)
+    wrong = ((y != 0) & (y != 1)).any(1)
+    if wrong.any():
+        raise DataError(f"{path}: key 'y' must hold 0 and 1 for labels, row {int(wrong.nonzero()[0]) + 1} has others")
+    return y.long()
+
+
+def _as_classes(path: Path, array: Any, rows: int, state: RunState) -> Tensor:
     if array.dtype.kind not in "iubUS" or array.size != rows:
         raise DataError(f"{path}: key 'y' must hold one class for each row, got {array.dtype} of shape {array.shape}")
     given = array.reshape(-1).tolist()
-    names = {name: index for index, name in enumerate(state.classes or map(str, range(state.outputs)))}
+    names = {name: index for index, name in enumerate(task_named(state.task).class_names(state.outputs, state.classes))}
     said = [value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else str(value).strip() for value in given]
     if all(text in names for text in said):
         return torch.tensor([names[text] for text in said])
-    if array.dtype.kind in "iu" and min(given) >= 0 and max(given) < state.outputs:
+    if array.dtype.kind in "iu" and min(given) >= 0 and max(given) < len(names):
         return torch.tensor(given)
     row = next(row for row, text in enumerate(said) if text not in names)
     raise DataError(f"{path}: key 'y' must hold classes of training, got {said[row]!r} in row {row + 1}")

@@ -22,6 +22,7 @@ from dnnkit.data import DataSet, Split
 from dnnkit.data.loaders import evaluation_batches, training_batches
 from dnnkit.data.resident import Batches
 from dnnkit.data.sizing import evaluation_batch
+from dnnkit.data.tasks import task_named
 from dnnkit.diagnostics import as_metrics
 from dnnkit.errors import CheckpointError, DivergedError, Interrupted
 from dnnkit.loop import engine_report, use_chunks
@@ -288,9 +289,7 @@ def quiet() -> Iterator[None]:
 
 def _count_confusions(folder: RunFolder, module: Module, data: DataSet) -> None:
     """What was taken for what in the test, as numbers: figures are drawn by another process."""
-    if data.task != "classification":
-        return
     seen = module.evaluations["test"]
-    pairs = seen.target.cpu() * data.outputs + seen.prediction.argmax(1).cpu()
-    counts = torch.bincount(pairs, minlength=data.outputs**2).reshape(data.outputs, data.outputs)
-    write_confusion(folder.path, counts.tolist(), data.classes)
+    counts = task_named(data.task).confusions(seen.prediction, seen.target)
+    if counts is not None:
+        write_confusion(folder.path, counts.tolist(), data.classes)

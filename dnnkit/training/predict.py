@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dnnkit.config import Trainer
+from dnnkit.data import Told
 from dnnkit.data.passes import reseeding
 from dnnkit.data.sizing import evaluation_batch
 from dnnkit.data.tables import EncodedRows
+from dnnkit.data.tasks import task_named
 from dnnkit.disk import replacing
 from dnnkit.errors import ConfigError, DataError, DiskError, Problem
 from dnnkit.network.stochastic import Spread, passes
@@ -59,9 +62,10 @@ class _Answers:
 def predict(run: FinishedRun, x: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Predictions for raw examples x `(n, *inputs)`, float64 on the CPU.
 
-    They are standardised with the statistics of the run's training split. Classification: probabilities `(n, classes)`,
-    the softmax of the network's logits. Regression: values `(n, outputs)` in the units of the target. Reconstruction:
-    examples `(n, *inputs)` in raw units. `batch_size`: examples at a time; None: as many as when a run is tested.
+    They are standardised with the statistics of the run's training split. What is told is the task's: of a classification
+    probabilities `(n, classes)`, the softmax of the network's logits; of a regression values `(n, outputs)` in the units of
+    the target; of a reconstruction examples `(n, *inputs)` in raw units. `batch_size`: examples at a time; None: as many as
+    when a run is tested.
     Raises DataError for x of another shape, and for values that cannot be used.
     """
     return _in_words(run, _outputs(run, x, batch_size))
@@ -77,18 +81,11 @@ def predict_spread(run: FinishedRun, x: Tensor, samples: int, *, batch_size: int
 
 
 def _in_words(run: FinishedRun, output: Tensor) -> Tensor:
-    if run.target_scaling is None:
-        return output.double().softmax(1)
-    return _shaped(run, run.target_scaling.undo(output))
+    return task_named(run.state.task).predicted(output, run.target_scaling, run.state.inputs)
 
 
 def _spread_in_words(run: FinishedRun, found: Spread) -> Spread:
-    scaling = run.target_scaling
-    return found if scaling is None else Spread(_shaped(run, scaling.undo(found.mean)), _shaped(run, found.std * scaling.std))
-
-
-def _shaped(run: FinishedRun, values: Tensor) -> Tensor:
-    return values.reshape(-1, *run.state.inputs) if run.state.task == "reconstruction" else values
+    return task_named(run.state.task).told_spread(found, run.target_scaling, run.state.inputs)
 
 
 def _answers(run: FinishedRun, x: Tensor, samples: int, batch_size: int | None) -> _Answers:
@@ -97,7 +94,7 @@ def _answers(run: FinishedRun, x: Tensor, samples: int, batch_size: int | None) 
         return _Answers(raw, _in_words(run, raw))
     found = _spread(run, x, samples, batch_size)
     told = _spread_in_words(run, found)
-    return _Answers(found.mean if found.log_mean is None else found.log_mean, told.mean, told)
+    return _Answers(found.output, told.mean, told)
 
 
 def _outputs(run: FinishedRun, x: Tensor, batch_size: int | None) -> Tensor:
@@ -113,7 +110,7 @@ def _outputs(run: FinishedRun, x: Tensor, batch_size: int | None) -> Tensor:
 def _spread(run: FinishedRun, x: Tensor, samples: int, batch_size: int | None) -> Spread:
     """Monte-Carlo dropout in the network's own units: logits or standardised values."""
     check_monte_carlo(run, samples, run.network())
-    summary = Spread.of_logits if run.target_scaling is None else Spread.of_values
+    summary = task_named(run.state.task).spread
 
     def ask(network: nn.Module, batch: Tensor, first: int) -> Spread:
         with reseeding(run.state.seed, batch.device) as reseed:
@@ -163,7 +160,7 @@ def predict_file(
     counted from 1 in every format, without the header (`row_number` where a target is called `row` itself); for classes the
     predicted one and a column `p_<class>` with the probability of each; for values one column by the name of each target, in
     its units. In .npz the arrays `row`, and `prediction` (class indices), `probabilities` and `classes`, or `values` with
-    `targets`; a reconstruction has `values` `(n, *inputs)` and is .npz alone.
+    `targets`; a reconstruction has `values` `(n, *inputs)` and is .npz alone. Other tasks say in `columns` and `arrays` what theirs are.
 
     With `mc_samples` the predictions are the mean of so many passes with dropout on, and there are more columns: for classes
     the deviation of each probability over the passes, `std_<class>`, and `entropy` and `mutual_information` in nats; for
@@ -179,11 +176,18 @@ def predict_file(
     examples = read_examples(source, found.state)
     answers = _answers(found, examples.x, mc_samples, batch_size)
     notices = [*examples.notices, *_strange(found, examples.x)]
-    if target.suffix.lower() == ".csv" and (counting := _counting(found)) != "row":
-        notices.append(f"a target is called 'row': the column {counting!r} has the numbers of the rows")
+    told = Told(answers.predicted, found.state.outputs, found.state.classes, found.state.targets, answers.spread)
+    task = task_named(found.state.task)
+    if target.suffix.lower() == ".csv":
+        columns = task.columns(told)
+        if (counting := _counting(columns)) != "row":
+            notices.append(f"a target is called 'row': the column {counting!r} has the numbers of the rows")
+        write: Callable[[BinaryIO], None] = partial(_write_csv, columns={counting: range(1, len(examples.x) + 1), **columns})
+    else:
+        write = partial(_write_npz, arrays={**task.arrays(told), **_of_spread(answers.spread)}, rows=len(examples.x))
     metrics = _measured(found, examples, answers.raw)
     with replacing(target) as file:
-        (_write_csv if target.suffix.lower() == ".csv" else _write_npz)(file, found, answers)
+        write(file)
     return Predicted(found.folder.path, found.checkpoint.stem, found.step, len(examples.x), target, metrics, tuple(notices))
 
 
@@ -191,8 +195,8 @@ def _check_output(source: Path, output: Path, task: str, overwrite: bool) -> Non
     message = ""
     if output.suffix.lower() not in (".csv", ".npz"):
         message = f"must end in .csv or .npz, got {str(output)!r}"
-    elif task == "reconstruction" and output.suffix.lower() != ".npz":
-        message = f"must end in .npz, because this run reconstructs whole examples, got {str(output)!r}"
+    elif (why := task_named(task).arrays_only) and output.suffix.lower() != ".npz":
+        message = f"must end in .npz, because {why}, got {str(output)!r}"
     elif output.exists() and source.exists() and output.samefile(source):
         message = f"is the input itself: {output}"
     elif output.is_dir():
@@ -218,89 +222,49 @@ def _strange(run: FinishedRun, x: Tensor) -> Iterator[str]:
 
 def _measured(run: FinishedRun, examples: EncodedRows, output: Tensor) -> dict[str, float]:
     """The loss and the metrics of the predictions, where the target is known; those that are defined for it."""
-    if run.state.task == "reconstruction":
-        target = run.scaling.apply(examples.x).flatten(1)
-    elif examples.target is None:
+    task, given = task_named(run.state.task), examples.target
+    if given is None and task.form != "itself":
         return {}
-    elif run.target_scaling is None:
-        target = examples.target
-    else:
-        target = run.target_scaling.apply(examples.target.reshape(len(examples.x), -1))
+    if given is None or given.is_floating_point():
+        given = torch.empty(0) if given is None else given.reshape(len(examples.x), -1)
+    x = run.scaling.apply(examples.x) if task.form == "itself" else examples.x  # which may be much larger than the targets
+    target = task.targets(x, given, run.target_scaling)
+    assert isinstance(target, Tensor)
     loss, metrics = measures(run.cfg, run.state.task, run.target_scaling)
     target = target.to(output.dtype) if target.is_floating_point() else target
     values = {name: float(measure(output, target)) for name, measure in {"loss": loss, **metrics}.items()}
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
-def _classes(run: FinishedRun) -> tuple[str, ...]:
-    return run.state.classes or tuple(map(str, range(run.state.outputs)))
-
-
-def _targets(run: FinishedRun) -> tuple[str, ...]:
-    many = run.state.outputs
-    return run.state.targets or (("value",) if many == 1 else tuple(f"value_{index}" for index in range(many)))
-
-
-def _counting(run: FinishedRun) -> str:
+def _counting(columns: Container[str]) -> str:
     """The name of the column with the numbers of the rows: one that no other column of the output has."""
-    taken, name = (set() if run.state.task == "classification" else set(_targets(run))), "row"
-    while name in taken:
+    name = "row"
+    while name in columns:
         name = "row_number" if name == "row" else f"{name}_"
     return name
 
 
-def _write_csv(file: BinaryIO, run: FinishedRun, answers: _Answers) -> None:
+def _write_csv(file: BinaryIO, columns: Mapping[str, Sequence[Any]]) -> None:
     """A header and a line for each row; numbers in the fewest digits that say exactly which they are."""
-    predicted, spread = answers.predicted, answers.spread
-    more = [[] for _ in predicted] if spread is None else torch.cat(_columns(spread), 1).tolist()
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     lines = csv.writer(text, lineterminator="\n")
-    if run.state.task == "classification":
-        names = _classes(run)
-        told = [] if spread is None else [*(f"std_{name}" for name in names), "entropy", "mutual_information"]
-        lines.writerow(["row", "prediction", *(f"p_{name}" for name in names), *told])
-        chosen = [names[index] for index in predicted.argmax(1).tolist()]
-        rows = zip(chosen, predicted.tolist(), more, strict=True)
-        lines.writerows([row, name, *shares, *said] for row, (name, shares, said) in enumerate(rows, 1))
-    else:
-        lines.writerow([_counting(run), *_targets(run), *([] if spread is None else _deviations(run))])
-        lines.writerows([row, *values, *said] for row, (values, said) in enumerate(zip(predicted.tolist(), more, strict=True), 1))
+    lines.writerow(columns)
+    lines.writerows(zip(*columns.values(), strict=True))
     text.flush()
     text.detach()
 
 
-def _columns(spread: Spread) -> list[Tensor]:
-    """The numbers of a spread, a row for each example."""
-    more = [part[:, None] for part in (spread.entropy, spread.mutual_information) if part is not None]
-    return [spread.std, *more]
+def _of_spread(spread: Spread | None) -> dict[str, Tensor]:
+    """The arrays of Monte-Carlo dropout, where it was asked for."""
+    if spread is None:
+        return {}
+    parts = {"std": spread.std, "entropy": spread.entropy, "mutual_information": spread.mutual_information}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
-def _deviations(run: FinishedRun) -> list[str]:
-    """The names of the columns with the deviations: `std_<target>`, and an underscore more where another column has that name."""
-    taken = {_counting(run), *_targets(run)}
-    names = []
-    for target in _targets(run):
-        name = f"std_{target}"
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        names.append(name)
-    return names
-
-
-def _write_npz(file: BinaryIO, run: FinishedRun, answers: _Answers) -> None:
+def _write_npz(file: BinaryIO, arrays: Mapping[str, Tensor | Sequence[str]], rows: int) -> None:
     import numpy as np
 
-    predicted, spread = answers.predicted, answers.spread
-    arrays: dict[str, Any] = {"row": np.arange(1, len(predicted) + 1)}
-    if run.state.task == "classification":
-        arrays |= {"prediction": predicted.argmax(1).numpy(), "probabilities": predicted.numpy()}
-        arrays["classes"] = np.array(_classes(run), dtype=str)
-    else:
-        arrays["values"] = predicted.numpy()
-        if run.state.task == "regression":
-            arrays["targets"] = np.array(_targets(run), dtype=str)
-    if spread is not None:
-        parts = {"std": spread.std, "entropy": spread.entropy, "mutual_information": spread.mutual_information}
-        arrays |= {name: part.numpy() for name, part in parts.items() if part is not None}
-    np.savez(file, **arrays)
+    held: dict[str, Any] = {"row": np.arange(1, rows + 1)}
+    held |= {name: part.numpy() if isinstance(part, Tensor) else np.array(part, dtype=str) for name, part in arrays.items()}
+    np.savez(file, **held)

@@ -237,7 +237,7 @@ def _describe(folder: RunFolder, run: Prepared, sweep: str | None) -> None:
     folder.write_environment(str(run.device))
     folder.write_tags(run.cfg.values, **equipment(run), sweep=sweep)
     card = run.data.card
-    values = None if run.data.target_scaling is None else run.data.outputs
+    values = run.data.train.y.shape[1] if len(run.data.train.y.shape) > 1 else None
     folder.write_dataset(card["name"], run.data.fingerprint, origin=card["origin"], inputs=run.data.inputs, values=values, card=card)
     write_findings(folder.path, run.findings)
     log.info("task: %s; data: %s, %s", card["task"], card["name"], card["loader"])

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from dnnkit.data.tasks import task_named
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -88,12 +90,8 @@ def data_lines(card: Mapping[str, Any]) -> list[str]:
 
 
 def absent_classes(card: Mapping[str, Any]) -> list[str]:
-    """The classes of which no training example is."""
-    if card["task"] != "classification":
-        return []
-    counts = card["class_balance"]["train"]
-    names = card["classes"] or [str(index) for index in range(len(counts))]
-    return [name for name, count in zip(names, counts, strict=True) if count == 0]
+    """The classes, or their like, of which no training example is."""
+    return task_named(card["task"]).absent(card)
 
 
 def table(found: list[Layer]) -> Group:

@@ -26,6 +26,7 @@ HEADINGS = {
     "clipping": ("Clippings", "Bounds the gradient before each optimizer step."),
     "optimizer": ("Optimizers", "What a step does with the gradient. `optimizer.lr` is the peak rate, which the schedule multiplies."),
     "scheduler": ("Schedulers", "The factor of `optimizer.lr` at each optimizer step."),
+    "task": ("Tasks", "What is learnt: what targets have to be, what an output means, and what it is trained and measured by unless told."),
     "loss": ("Losses", "What training minimises. A classification's loss takes logits."),
     "metrics": ("Metrics", "What is measured besides the loss: `metrics=[NAME,…]`, or `{name: NAME, …}` for one with settings."),
     "model": ("Models", "How layers are put together."),
@@ -65,8 +66,9 @@ def _section(group: str) -> Iterator[str]:
     heading, about = HEADINGS[group]
     yield f"## {heading}"
     yield about if group in ("metrics", "lint") else f"{about} One is chosen by `{group}=NAME`."
-    if switches(group):
-        yield "\n".join(f"- `{group}={name}`: {escaped(summary)}." for name, summary in switches(group).items())
+    chosen = switches(group, {record.name: record.facts for record in builtin("task")})
+    if chosen:
+        yield "\n".join(f"- `{group}={name}`: {escaped(summary)}." for name, summary in chosen.items())
     if group in KIND_SETTINGS:
         yield from prose(str(KIND_SETTINGS[group].__doc__))
         yield _table(group, Settings.of(KIND_SETTINGS[group]), field_docs(KIND_SETTINGS[group]))

@@ -21,6 +21,7 @@ from dnnkit_plugins import (
     schedulers,
     selu_rules,
     table_data,
+    tasks,
     weight_rules,
 )
 
@@ -45,5 +46,6 @@ __all__ = [
     "schedulers",
     "selu_rules",
     "table_data",
+    "tasks",
     "weight_rules",
 ]

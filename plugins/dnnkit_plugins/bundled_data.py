@@ -7,6 +7,7 @@ import torch
 from annotated_types import Ge, Gt, Interval
 
 from dnnkit.data import Examples, Source
+from dnnkit.data.tasks import form_asked
 from dnnkit.errors import ConfigError, Problem
 from dnnkit.registry import data_sources
 
@@ -95,7 +96,7 @@ def synthetic(
     Source: Guyon 2003, "Design of experiments for the NIPS 2003 variable selection benchmark", as scikit-learn draws it,
     without redundant features.
     """
-    regression = task == "regression"
+    regression = form_asked(task) == "values"
     needed = 1 if regression else (CLUSTERS * classes - 1).bit_length()
     chosen = min(features, max(features // 2, needed)) if informative is None else informative
     _check(samples, features, chosen, needed, classes, noise, regression)

@@ -307,13 +307,15 @@ class _Stack:
 
     def _activate(self, layer: Layer, last: bool) -> None:
         node, task = layer.settings["activation"], self._config["task"]
-        if node["name"] == SOFTMAX and task not in ("auto", "classification"):
-            raise ConfigError([Problem(layer.where, f"softmax at the end is for classification, the task is {task}")])
+        facts = REGISTRIES["task"].get(task).facts if task in REGISTRIES["task"] else {}
+        if node["name"] == SOFTMAX and task in REGISTRIES["task"] and not facts.get("softmax"):
+            fitting = " and ".join(record.name for record in REGISTRIES["task"] if record.facts.get("softmax"))
+            raise ConfigError([Problem(layer.where, f"softmax at the end is for {fitting}, the task is {task}")])
         module = nn.Identity() if node["name"] == SOFTMAX else make_part("activation", node, features=self.shape[0])
         if node["name"] == SOFTMAX:
             module.__dict__["remark"] = "the softmax at the end of the list is left out here, because the loss contains it"
-        elif last and task == "classification" and node["name"] != "identity":
-            module.__dict__["remark"] = f"{node['name']} changes the outputs, which a classification's loss takes as logits"
+        elif last and facts.get("logits") and node["name"] != "identity":
+            module.__dict__["remark"] = f"{node['name']} changes the outputs, which a {task}'s loss takes as logits"
         self._put(self._name(node["name"]), module)
 
     def _initializer(self, layer: Layer, rest: Sequence[Layer]) -> tuple[Node, str | None]:

@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).parent / "examples"
 _BUNDLED = "bundled:"
 
 Text = Annotated[str, Len(min_length=1)]
+Target = Text | Annotated[list[Text], Len(min_length=1)]
 
 
 @data_sources.register("csv")
@@ -22,7 +23,7 @@ def csv(
     root: Path | None,
     task: str,
     path: Text,
-    target: Text,
+    target: Target,
     test_path: Text | None = None,
     delimiter: Literal["auto", "comma", "semicolon", "tab", "pipe"] = "auto",
     ignore: list[str] = [],  # noqa: B006  a setting's default is a JSON value, and is never changed
@@ -58,10 +59,14 @@ def csv(
     `task=auto`: a target of texts or booleans means classification, with classes in alphabetical order; numbers with a
     fraction or an exponent mean regression; integers mean classification where there are at most 10 different ones in at
     least twice as many rows, or at most 20 in at least 20 times as many, otherwise regression.
+
+    Several columns, `data.target=[a,b,c]`, are labels where each has two values, and mean multi_label: a row has the label where
+    the column holds the second of the two in sorted order, such as 1, true or yes. Otherwise they are the values of a regression.
     """
     question = Question(target, task, tuple(ignore), tuple(categories), max_categories, tuple(missing))
     train, test = _paths(root, path, test_path)
-    tables = [read_csv(file, delimiter, question.missing, (target, *ignore)) for file in (train, test) if file is not None]
+    known = [*([target] if isinstance(target, str) else target), *ignore]
+    tables = [read_csv(file, delimiter, question.missing, known) for file in (train, test) if file is not None]
     return _source(tables, question)
 
 
@@ -70,7 +75,7 @@ def parquet(
     root: Path | None,
     task: str,
     path: Text,
-    target: Text,
+    target: Target,
     test_path: Text | None = None,
     ignore: list[str] = [],  # noqa: B006  as above
     categories: list[str] = [],  # noqa: B006

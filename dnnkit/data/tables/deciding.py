@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
 
+from dnnkit.data.source import Form
 from dnnkit.data.tables.cells import beyond_float64, numbers, texts
 from dnnkit.data.tables.comma import MISSING
 from dnnkit.data.tables.encoding import ColumnEncoding, TableEncoding, TargetEncoding, class_labels
 from dnnkit.data.tables.spelling import Floats, codes, comma_numbers, dates, hint, integers, true_or_false
 from dnnkit.data.tables.table import Column, Table, counted, listed, override
+from dnnkit.data.tasks import form_asked, usual
 from dnnkit.errors import ConfigError, DataError, Problem
 
 #: A column of which at least this share is numbers was meant as numbers.
@@ -29,10 +31,11 @@ _FEW_INTEGERS, _MORE_INTEGERS = (10, 2), (20, 20)
 class Question:
     """What the config asks of a table: its target, the task, and which columns are left out or taken as categories.
 
-    `task` is `auto`, or one that the target has to allow; `reconstruction` needs nothing of it.
+    `task` is `auto`, or the name of one that the target has to allow, unless it needs none. `target` is a column, or several: a row of
+    labels or values.
     """
 
-    target: str
+    target: str | Sequence[str]
     task: str = "auto"
     ignore: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
@@ -52,36 +55,48 @@ class Decision:
 def decide(table: Table, question: Question) -> Decision:
     """The kind of every column and of the target. Raises DataError and ConfigError as `data=csv` documents them."""
     used = _used(table, question)
-    target, said = decide_target(table, question)
+    targets, said = decide_targets(table, question)
     columns = tuple(_feature(table, column, question) for column in used)
     complete = tuple(column.name for column in used if not column.missing.any())
-    encoding = TableEncoding(columns, target, question.missing, question.ignore, complete)
+    more = targets[1:] if _in_rows(question) else None
+    encoding = TableEncoding(columns, targets[0], question.missing, question.ignore, complete, more)
     if len(set(encoding.features)) < len(encoding.features):
         twice = next(name for name, count in Counter(encoding.features).items() if count > 1)
         raise DataError(f"{table.path}: two columns would both give a feature called {twice!r}", "rename one of them")
     rows = tuple(_row(table, column) for column in columns)
-    return Decision(encoding, rows, (said, *(_sentence(row) for row in rows), *_suspects(table, encoding, question)))
+    return Decision(encoding, rows, (*said, *(_sentence(row) for row in rows), *_suspects(table, encoding, question)))
+
+
+def _names(question: Question) -> tuple[str, ...]:
+    return (question.target,) if isinstance(question.target, str) else tuple(question.target)
+
+
+def _in_rows(question: Question) -> bool:
+    """Whether the target is a row for each example: of several columns, or of one that is asked for as a list or as a label."""
+    return not isinstance(question.target, str) or form_asked(question.task) == "labels"
 
 
 def _used(table: Table, question: Question) -> list[Column]:
     """The columns that are features, in the order of the file."""
+    targets = _names(question)
     for name in question.ignore:
         if name != "":
             table.column(name, "data.ignore names it")
     for name in question.categories:
         table.column(name, "data.categories names it")
-    table.column(question.target, "data.target names it")
-    twice = {question.target} & {*question.ignore, *question.categories}
+    for name in targets:
+        table.column(name, "data.target names it")
+    twice = [name for name in targets if name in (*question.ignore, *question.categories)]
     if twice:
-        raise ConfigError([Problem("data.target", f"{question.target!r} is the target: it cannot be in data.ignore or data.categories")])
-    used = [column for name, column in table.columns.items() if name != question.target and name not in question.ignore]
+        raise ConfigError([Problem("data.target", f"{twice[0]!r} is the target: it cannot be in data.ignore or data.categories")])
+    used = [column for name, column in table.columns.items() if name not in (*targets, *question.ignore)]
     nameless = [column.name for column in used if column.name == "" or column.name.startswith("__index_level_")]
     if nameless:
         number = list(table.columns).index(nameless[0]) + 1
         cause = f"{table.path}: column {number} has no name of its own; it may be the index that pandas writes beside a table"
         raise DataError(cause, f"name it in the file, or leave it out: {override('data.ignore', nameless[0])}")
     if not used:
-        raise DataError(f"{table.path} has no column besides the target {question.target!r} and those that are ignored", _DELIMITER)
+        raise DataError(f"{table.path} has no column besides the target {listed(targets)} and those that are ignored", _DELIMITER)
     return used
 
 
@@ -140,28 +155,79 @@ def kind_of(table: Table, column: Column) -> Literal["number", "boolean", "categ
     return "category"
 
 
-def decide_target(table: Table, question: Question) -> tuple[TargetEncoding, str]:
-    """How the target is read, and a sentence that says so and why.
+def decide_targets(table: Table, question: Question) -> tuple[tuple[TargetEncoding, ...], list[str]]:
+    """How every column of the target is read, and sentences that say so and why. Raises as `decide_target`, and ConfigError."""
+    if not _in_rows(question):
+        target, said = decide_target(table, question, _names(question)[0])
+        return (target,), [said]
+    names = _names(question)
+    if len(set(names)) < len(names) or not names:
+        raise ConfigError([Problem("data.target", f"must name columns, each once, got {list(names)}")])
+    asked = form_asked(question.task)
+    if asked == "classes":
+        message = f"task={question.task} takes one column, got {list(names)}"
+        raise ConfigError([Problem("data.target", message, (f"data.target={names[0]}",))])
+    if asked == "labels" or (asked != "values" and all(_two_values(table, name) for name in names)):
+        return _labels(table, names)
+    values = replace(question, task=question.task if asked == "values" else usual("values"))
+    held = [decide_target(table, values, name) for name in names]
+    return tuple(target for target, _ in held), [sentence for _, sentence in held]
+
+
+def _two_values(table: Table, name: str) -> bool:
+    return len(_distinct(table, _target_column(table, name))[1]) == 2
+
+
+def _labels(table: Table, names: Sequence[str]) -> tuple[tuple[TargetEncoding, ...], list[str]]:
+    """Columns of two values each, the second of which, in sorted order, is that the row has the label."""
+    held, said = [], []
+    for name in names:
+        column, where = _target_column(table, name), f"{table.path}: the target {name!r}"
+        kind, distinct = _distinct(table, column)
+        if len(distinct) != 2:
+            cause = f"{where} has {counted(len(distinct), 'distinct value')}, and a label has two; {_first(table, column)}"
+            raise DataError(cause, "leave it out of data.target" if len(distinct) < 2 else "name columns of two values, such as 0 and 1")
+        held.append(TargetEncoding(name, kind, tuple(distinct)))
+        said.append(f"data.target {name!r} has the values {distinct[0]} and {distinct[1]}: a label, there where it is {distinct[1]}")
+    return tuple(held), said
+
+
+def decide_target(table: Table, question: Question, name: str) -> tuple[TargetEncoding, str]:
+    """How the target in the column `name` is read, and a sentence that says so and why.
 
     `auto`: texts and truth values are classes, numbers with a fraction or an exponent are values to predict; integers are
     classes where there are at most 10 of them in at least twice as many rows, or at most 20 in 20 times as many.
     Raises DataError where the target is missing somewhere, constant, or not what the task needs.
     """
-    column = table.column(question.target, "data.target names it")
+    column = _target_column(table, name)
+    kind, distinct = _distinct(table, column)
+    whole = column.said == "integer" or (column.said == "cells" and kind == "number" and integers(column.present))
+    form, task, reason = _form(question.task, kind, whole, len(distinct), len(table))
+    said = _NOUNS["integer" if whole else kind].format(len(distinct))
+    sentence = f"data.target {column.name!r} has {said}: {task}{reason}"
+    if form_asked(question.task) != "itself":
+        _check_form(table, column, form, task, kind, distinct)
+    return TargetEncoding(column.name, kind, tuple(distinct) if form == "classes" else None), sentence
+
+
+def _target_column(table: Table, name: str) -> Column:
+    column = table.column(name, "data.target names it")
     if column.missing.any():
         cause = f"{table.path}: the target {column.name!r} is missing in {table.places(column.missing)}"
         raise DataError(cause, "fill it in, or take these rows out of the file")
+    return column
+
+
+def _kind(table: Table, column: Column) -> Literal["number", "boolean", "text"]:
     found = kind_of(table, column)
-    kind: Literal["number", "boolean", "text"] = "text" if found == "category" else found
-    labels = class_labels(table, column, kind)
-    distinct = sorted(set(labels), key=Decimal) if kind == "number" else sorted(set(labels))
-    whole = column.said == "integer" or (column.said == "cells" and kind == "number" and integers(column.present))
-    task, reason = _task(question.task, kind, whole, len(distinct), len(table))
-    said = _NOUNS["integer" if whole else kind].format(len(distinct))
-    sentence = f"data.target {column.name!r} has {said}: {task}{reason}"
-    if question.task != "reconstruction":
-        _check_task(table, column, task, kind, distinct)
-    return TargetEncoding(column.name, kind, tuple(distinct) if task == "classification" else None), sentence
+    return "text" if found == "category" else found
+
+
+def _distinct(table: Table, column: Column) -> tuple[Literal["number", "boolean", "text"], list[str]]:
+    """What a target holds, and its values as class names, in order."""
+    kind = _kind(table, column)
+    names = set(class_labels(table, column, kind))
+    return kind, sorted(names, key=Decimal) if kind == "number" else sorted(names)
 
 
 _NOUNS = {
@@ -172,27 +238,30 @@ _NOUNS = {
 }
 
 
-def _task(asked: str, kind: str, whole: bool, distinct: int, rows: int) -> tuple[str, str]:
-    if asked in ("classification", "regression"):
-        return asked, f", as task={asked} says"
+def _form(task: str, kind: str, whole: bool, distinct: int, rows: int) -> tuple[Form, str, str]:
+    """What the target becomes, the task that it is for, and why."""
+    asked = form_asked(task)
+    if asked in ("classes", "values"):
+        return asked, task, f", as task={task} says"
     if kind != "number":
-        return "classification", ""
+        return "classes", usual("classes"), ""
     few = any(distinct <= most and distinct * each <= rows for most, each in (_FEW_INTEGERS, _MORE_INTEGERS))
-    task = "classification" if whole and few else "regression"
-    return task, f"; task={'regression' if task == 'classification' else 'classification'} says otherwise" if whole else ""
+    form: Form = "classes" if whole and few else "values"
+    other: Form = "values" if form == "classes" else "classes"
+    return form, usual(form), f"; task={usual(other)} says otherwise" if whole else ""
 
 
-def _check_task(table: Table, column: Column, task: str, kind: str, distinct: Sequence[str]) -> None:
+def _check_form(table: Table, column: Column, form: Form, task: str, kind: str, distinct: Sequence[str]) -> None:
     where = f"{table.path}: the target {column.name!r}"
-    if task == "regression" and kind == "text":
-        cause = f"{where} holds texts, and task=regression needs numbers; {_first(table, column)}"
-        raise DataError(cause, hint(column.texts) or "take task=classification, or name another column with data.target")
+    if form == "values" and kind == "text":
+        cause = f"{where} holds texts, and task={task} needs numbers; {_first(table, column)}"
+        raise DataError(cause, hint(column.texts) or f"take task={usual('classes')}, or name another column with data.target")
     if len(distinct) == 1:
-        rule = "classification needs at least two classes" if task == "classification" else "there is nothing to predict"
+        rule = f"{task} needs at least two classes" if form == "classes" else "there is nothing to predict"
         raise DataError(f"{where} is {distinct[0]!r} in all {len(table)} rows: {rule}", "name another column with data.target")
-    if task == "classification" and len(distinct) > max(10, len(table) / 2):
+    if form == "classes" and len(distinct) > max(10, len(table) / 2):
         cause = f"{where} has {len(distinct)} distinct values in {len(table)} rows, too many to be classes; {_first(table, column)}"
-        numeric = "" if kind == "text" else "take task=regression, or "
+        numeric = "" if kind == "text" else f"take task={usual('values')}, or "
         raise DataError(cause, (kind == "text" and hint(column.texts)) or f"{numeric}name another column with data.target")
 
 
@@ -211,15 +280,15 @@ def _sentence(row: dict[str, Any]) -> str:
 def _suspects(table: Table, encoding: TableEncoding, question: Question) -> list[str]:
     """What is allowed but seldom meant: texts that might be something else, columns that count the rows, classes of a single row."""
     taken = [(f"column {column.name!r}", column.name) for column in encoding.columns if column.kind == "category"]
-    taken += [("the target", encoding.target.name)] if encoding.target.kind == "text" else []
+    taken += [("the target", target.name) for target in encoding.targets if target.kind == "text"]
     told = [_as_texts(table, words, table.columns[name]) for words, name in taken if name not in question.categories]
     told += [_rounded(table, table.columns[column.name]) for column in encoding.columns if column.kind == "number"]
     measured = [column.name for column in encoding.columns if column.kind == "number"]
     counting = [name for name in measured if _counts(numbers(table, table.columns[name]))]
     said = [f"column {name!r} counts the rows; if it is an id, leave it out: {override('data.ignore', name)}" for name in counting]
-    if encoding.target.classes is not None:
+    if encoding.classes is not None:
         sizes = Counter(class_labels(table, table.columns[encoding.target.name], encoding.target.kind))
-        said += [f"class {name!r} has a single row, which can be in one split only" for name in encoding.target.classes if sizes[name] == 1]
+        said += [f"class {name!r} has a single row, which can be in one split only" for name in encoding.classes if sizes[name] == 1]
     return [*filter(None, told), *said]
 
 

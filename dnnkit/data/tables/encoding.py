@@ -55,7 +55,8 @@ class TableEncoding:
     """Everything that turns a row of a file into raw features, and its target into a class or a number.
 
     `missing` are the cells of delimited text that mark a missing value; `ignored` are columns that training left out;
-    `complete` are columns in which training missed no value.
+    `complete` are columns in which training missed no value. `more` are the columns of the target after the first, where it is a
+    row of values or labels; None where it is one class or value. A label is there where its column holds the second of two classes.
     """
 
     columns: tuple[ColumnEncoding, ...]
@@ -63,6 +64,17 @@ class TableEncoding:
     missing: tuple[str, ...] = MISSING
     ignored: tuple[str, ...] = ()
     complete: tuple[str, ...] = ()
+    more: tuple[TargetEncoding, ...] | None = None
+
+    @property
+    def targets(self) -> tuple[TargetEncoding, ...]:
+        """Every column of the target."""
+        return (self.target, *(self.more or ()))
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes, where the target is one class."""
+        return self.target.classes if self.more is None else None
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -73,10 +85,11 @@ class TableEncoding:
         """JSON values that `from_dict` reads back."""
         # Through lists, because JSON has no tuples and the two must compare equal after a round trip.
         columns = [{**asdict(column), "categories": list(column.categories)} for column in self.columns]
-        classes = None if self.target.classes is None else list(self.target.classes)
-        target = {**asdict(self.target), "classes": classes}
+        target, *more = ({**asdict(one), "classes": None if one.classes is None else list(one.classes)} for one in self.targets)
         whole = {"columns": columns, "target": target, "missing": list(self.missing), "ignored": list(self.ignored)}
-        return {"kind": "table", "version": _VERSION, **whole, "complete": list(self.complete)}
+        # Only where it says something: the encodings of runs that were before it compare equal to those of today.
+        rows = {} if self.more is None else {"more": more}
+        return {"kind": "table", "version": _VERSION, **whole, "complete": list(self.complete), **rows}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TableEncoding:
@@ -102,7 +115,7 @@ class EncodedRows:
     """The examples of a file as training would have had them, before they are standardised.
 
     `x` of a table is float64 of shape `(n, features)`, NaN where a number or a truth value is missing; of arrays it is
-    `(n, *inputs)` in the dtype of the file. `target` is int64 (class indices) or float64 `(n, …)`, None where the file has
+    `(n, *inputs)` in the dtype of the file. `target` is int64 (class indices, labels) or float64 `(n, …)`, None where the file has
     no usable one. `rows` are the numbers by which the rows are found in the file, counted in `unit`s: lines of a text file,
     the header's being 1, else rows from 1. `notices` are sentences for the user.
     """
@@ -133,9 +146,9 @@ def encode_file(path: Path | str, encoding: TableEncoding) -> EncodedRows:
     table = replace(read_table(at_home(path), encoding), settled=True)
     x, notices = encode(table, encoding)
     target = None
-    if encoding.target.name in table.columns:
+    if all(one.name in table.columns for one in encoding.targets):
         try:
-            target = torch.from_numpy(encode_target(table, encoding.target))
+            target = torch.from_numpy(encode_targets(table, encoding))
         except DataError as error:
             notices.append(f"the target is not used: {error.cause}")
     return EncodedRows(torch.from_numpy(x), target, tuple(table.rows), table.unit, tuple(notices))
@@ -144,7 +157,7 @@ def encode_file(path: Path | str, encoding: TableEncoding) -> EncodedRows:
 def encode(table: Table, encoding: TableEncoding) -> tuple[Floats, list[str]]:
     """The features as float64 of shape `(n, features)` with NaN for what is missing, and what the user should know."""
     columns = {column.name for column in encoding.columns}
-    known = {*columns, encoding.target.name, *encoding.ignored}
+    known = {*columns, *(target.name for target in encoding.targets), *encoding.ignored}
     extra = [name for name in table.columns if name not in known]
     notices = [f"not among the columns of training, ignored: {listed(extra)}"] if extra else []
     x = np.empty((len(table), len(encoding.features)), dtype=np.float64)
@@ -192,6 +205,12 @@ def _unseen(table: Table, encoding: ColumnEncoding, unseen: NDArray[np.bool_]) -
         for text, at in rows.items()
     ]
     return [*said[:5], *([f"{where}: and {len(said) - 5} other categories that training had not"] if len(said) > 5 else [])]
+
+
+def encode_targets(table: Table, encoding: TableEncoding) -> NDArray[Any]:
+    """The target as `encode_target` gives it, shape `(n,)`; where it is a row, shape `(n, its columns)`."""
+    held = [encode_target(table, target) for target in encoding.targets]
+    return held[0] if encoding.more is None else np.stack(held, 1)
 
 
 def encode_target(table: Table, target: TargetEncoding) -> NDArray[Any]:

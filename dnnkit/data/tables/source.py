@@ -6,7 +6,7 @@ import torch
 
 from dnnkit.data.source import Examples, Source
 from dnnkit.data.tables.deciding import Question, decide
-from dnnkit.data.tables.encoding import TableEncoding, encode, encode_target
+from dnnkit.data.tables.encoding import TableEncoding, encode, encode_targets
 from dnnkit.data.tables.table import Table, counted
 
 
@@ -21,23 +21,23 @@ def table_source(table: Table, test: Table | None, question: Question) -> Source
     train, _ = _examples(table, decision.encoding)
     own, notices = (None, []) if test is None else _examples(test, decision.encoding)
     sentences = [*decision.sentences, *notices]
-    target = decision.encoding.target
+    encoding = decision.encoding
     gaps = {row["column"]: row["missing"] for row in decision.columns if row["missing"]}
     return Source(
         train,
         own,
         kind="table",
-        classes=target.classes,
+        classes=encoding.classes,
         origin=str(table.path),
-        description=f"{counted(len(table), 'row')}, {counted(len(decision.encoding.columns), 'column')}",
-        columns=decision.encoding.features,
-        targets=(target.name,) if target.classes is None else None,
+        description=f"{counted(len(table), 'row')}, {counted(len(encoding.columns), 'column')}",
+        columns=encoding.features,
+        targets=tuple(target.name for target in encoding.targets) if encoding.classes is None else None,
         missing=True,
-        encoding=decision.encoding.to_dict(),
+        encoding=encoding.to_dict(),
         notes={"table_columns": list(decision.columns), "decisions": sentences, "missing": gaps},
     )
 
 
 def _examples(table: Table, encoding: TableEncoding) -> tuple[Examples, list[str]]:
     x, notices = encode(table, encoding)
-    return Examples(torch.from_numpy(x), torch.from_numpy(encode_target(table, encoding.target))), notices
+    return Examples(torch.from_numpy(x), torch.from_numpy(encode_targets(table, encoding))), notices
