@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from dnnkit.registry import activations, optimizers
+from dnnkit_example.ordinal import Ordinal, class_distance, cumulative_cross_entropy
+
+__all__ = ["Lion", "Ordinal", "Squareplus", "class_distance", "cumulative_cross_entropy", "lion", "squareplus"]
 
 
 class Squareplus(nn.Module):
