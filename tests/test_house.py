@@ -127,6 +127,61 @@ def effects(root: Path) -> list[str]:
     ]
 
 
+#: What a checkpoint of before there were other tasks has learnt: a default, not a comparison.
+NAMED = {"dnnkit/checkpoint/files.py"}
+
+
+def compared_tasks(root: Path, tasks: Collection[str]) -> list[str]:
+    """Places that ask which task it is: what differs by task is the task's own to say, so that a new one is a new component and no more.
+
+    In the framework that is any text that is a task's name; among components a comparison, a case, a key or an index. Registrations
+    say which tasks a loss or a metric is for, and a task's name is where the task is.
+    """
+    found = []
+    for path in sorted([*(root / "dnnkit").rglob("*.py"), *(root / "plugins").rglob("*.py")]):
+        name = path.relative_to(root)
+        if "tests" in name.parts or name.as_posix() in NAMED:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        asking = _texts(tree) if name.parts[0] == "dnnkit" else _asking(tree, _holding(tree, tasks))
+        found += [f"{name.as_posix()}:{line}: {text}" for line, text in asking if text in tasks or text in _holding(tree, tasks)]
+    return found
+
+
+def _texts(tree: ast.AST) -> list[tuple[int, object]]:
+    """Every text in a piece of code, with its line."""
+    return [(node.lineno, node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def _holding(tree: ast.Module, tasks: Collection[str]) -> set[str]:
+    """The module's constants that hold a task's name."""
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign) and _names_one(node.value, tasks)]
+    return {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}
+
+
+def _names_one(value: ast.expr, tasks: Collection[str]) -> bool:
+    return any(text in tasks for _, text in _texts(value))
+
+
+def _asking(tree: ast.AST, holding: Collection[str]) -> list[tuple[int, object]]:
+    """The texts in comparisons, cases, keys and indices, and the names there that hold a task's name, each with its line."""
+    found: list[tuple[int, object]] = []
+    for node in ast.walk(tree):
+        asked: list[ast.expr | None] = []
+        if isinstance(node, ast.Compare):
+            asked = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            asked = [node.value]
+        elif isinstance(node, ast.Dict):
+            asked = [*node.keys]
+        elif isinstance(node, ast.Subscript):
+            asked = [node.slice]
+        for one in filter(None, asked):
+            found += _texts(one)
+            found += [(part.lineno, part.id) for part in ast.walk(one) if isinstance(part, ast.Name) and part.id in holding]
+    return found
+
+
 @pytest.fixture
 def house(tmp_path):
     """Writes a small house: `house({"dnnkit/errors.py": "..."})`."""
@@ -162,6 +217,13 @@ def test_no_preset_is_named_like_a_component():
 
 def test_component_files_do_not_reach_outside():
     assert effects(ROOT) == []
+
+
+def test_nobody_asks_which_task_it_is():
+    plugins.load()
+    assert set(REGISTRIES["task"].names()) >= {"classification", "regression", "reconstruction", "multi_label"}
+    assert compared_tasks(ROOT, [*REGISTRIES["task"].names(), "ordinal"]) == []
+    assert all((ROOT / name).is_file() for name in NAMED)
 
 
 @pytest.mark.parametrize("room", ["training", "worker"])
@@ -254,3 +316,25 @@ def test_a_preset_that_shadows_a_component_is_found(house):
 @pytest.mark.parametrize("line", ["import os", "import os.path", "from sys import exit", "def f():\n    import subprocess"])
 def test_a_component_file_that_reaches_outside_is_found(house, line):
     assert len(effects(house({"plugins/dnnkit_plugins/losses.py": f"import math\n{line}\n"}))) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'x = 1 if task == "count" else 2',
+        'x = task in ("other", "count")',
+        'match task, y:\n    case "count", _:\n        x = 1',
+        'x = {"count": 1}[task]',
+        'x = held["count"]',
+        'NAMES = ["count"]\nx = task in NAMES',
+    ],
+)
+@pytest.mark.parametrize("where", ["dnnkit/data.py", "plugins/dnnkit_plugins/losses.py"])
+def test_a_comparison_with_a_task_is_found(house, where, line):
+    assert {found.rpartition(":")[0].rpartition(":")[0] for found in compared_tasks(house({where: f"{line}\n"}), ["count"])} == {where}
+
+
+def test_a_registration_may_say_which_tasks_it_is_for(house):
+    text = '_TASKS = ["count"]\n@losses.register("poisson", tasks=_TASKS)\ndef poisson(): ...\n@tasks.register("count")\nclass Count: ...\n'
+    assert compared_tasks(house({"plugins/dnnkit_plugins/losses.py": text}), ["count"]) == []
+    assert compared_tasks(house({"dnnkit/data.py": text}), ["count"])
