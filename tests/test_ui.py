@@ -377,3 +377,17 @@ def test_sigterm_ends_the_server_too(workdir: Path, uri: str) -> None:
     assert process.wait(90) == 143
     assert len(started) == 1
     assert not Path(f"/proc/{started[0]}").exists()
+
+
+def test_a_signal_while_the_server_is_being_started_leaves_no_process(workdir: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def interrupted(*words: Any, **settings: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*words, **settings))
+        signal.raise_signal(signal.SIGTERM)  # before the one who called knows of the process
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    assert main(["ui"]) == 143
+    assert started[0].poll() is not None

@@ -12,9 +12,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -31,6 +34,7 @@ LOOPBACK = "127.0.0.1"
 USUAL_PORT = 5000
 PATIENCE_S = 180.0  # a loaded machine takes long to import MLflow
 _FAREWELL_S = 5.0
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def is_served(uri: str) -> bool:
@@ -66,11 +70,14 @@ class Server:
         """
         chosen = port or free_port()
         said = tempfile.TemporaryFile()  # noqa: SIM115 - the process writes into it as long as it lives
-        server = cls(f"http://{LOOPBACK}:{chosen}", _spawn(uri, chosen, said), said, uri)
+        server = None
         try:
+            with _held_signals():
+                server = cls(f"http://{LOOPBACK}:{chosen}", _spawn(uri, chosen, said), said, uri)
             server.await_answer()
         except BaseException:
-            server.end()
+            if server is not None:
+                server.end()
             raise
         return server
 
@@ -139,6 +146,23 @@ def free_port() -> int:
                 continue
             return int(one.getsockname()[1])
     raise DnnkitError("no port is free on this machine", "Name one with --port.")
+
+
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    """Within, a signal waits: one that came while a process is being started would leave that process running, known to nobody."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no handler runs in this thread
+        return
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _spawn(uri: str, port: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
