@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -23,7 +23,7 @@ from dnnkit.loop.program import program
 from dnnkit.loop.team import CROWD, steady
 from dnnkit.module import Outcome
 from dnnkit.training import crowd
-from dnnkit.training.crowd import Judge, Look, Sleepy, idle_seconds, sharing
+from dnnkit.training.crowd import Judge, Look, Sleepy, idle_seconds, sharing, torchs
 from dnnkit.training.devices import choose_threads, threads_to_prepare
 from dnnkit.training.evaluate import evaluate
 from dnnkit.training.resume import resume
@@ -262,19 +262,61 @@ def test_who_is_alone_or_has_said_how_threads_wait_is_not_watched() -> None:
             assert not watched()
 
 
+class Told:
+    """In the place of `Sleepy`: what it was told."""
+
+    def __init__(self) -> None:
+        self.words: list[bool] = []
+
+    def be(self, wanted: bool) -> None:
+        self.words.append(wanted)
+
+
+def eventually(so: Callable[[], bool]) -> bool:
+    return any(so() or threading.Event().wait(0.005) for _ in range(1000)) or so()
+
+
 @LINUX
-def test_the_watcher_says_when_others_take_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watcher_says_when_others_take_the_cores_and_has_threads_sleep_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crowd, "_EVERY_S", 0.005)
-    start = Look.now()
+    start, told = Look.now(), Told()
     looks = iter([start, *(replace(start, at=start.at + number) for number in range(1, 10_000))])  # nothing idle, nothing of our own
     monkeypatch.setattr(crowd.Look, "now", classmethod(lambda cls: next(looks)))
+    monkeypatch.setattr(crowd, "Sleepy", lambda: told)
     with sharing(2, {}):
-        for _ in range(1000):
-            if CROWD.here:
-                break
-            threading.Event().wait(0.005)
-        assert CROWD.here
+        assert eventually(lambda: CROWD.here and True in told.words)
     assert not CROWD.here
+    assert told.words[-1] is False
+
+
+@LINUX
+def test_a_kernel_that_stops_telling_ends_the_watch_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(crowd, "_EVERY_S", 0.005)
+    start, told, moments = Look.now(), Told(), iter((0.0, 0.0, 1.0))
+
+    def now(cls: type[Look]) -> Look:
+        try:
+            return replace(start, at=start.at + next(moments))
+        except StopIteration:
+            raise OSError("no /proc/stat") from None
+
+    monkeypatch.setattr(crowd.Look, "now", classmethod(now))
+    monkeypatch.setattr(crowd, "Sleepy", lambda: told)
+    with sharing(2, {}):
+        assert eventually(lambda: not any(thread.name == "dnnkit-crowd" for thread in threading.enumerate()))
+        assert not CROWD.here
+    assert told.words == [True, False]
+    assert capfd.readouterr().err == ""
+
+
+def test_the_libgomp_is_pytorchs_and_no_other_packages() -> None:
+    maps = "7f0 r-xp 0 fe:00 1  /env/site-packages/scikit_learn.libs/libgomp-e985.so.1.0.0\n7f1 r-xp 0 fe:00 2  {}\n"
+    home = Path("/env/site-packages/torch")
+    for ours in (f"{home}/lib/libgomp.so.1", f"{home}.libs/libgomp-a34b.so.1", "/usr/lib/x86_64-linux-gnu/libgomp.so.1.0.0"):
+        assert torchs(maps.format(ours), home) == ours
+    assert torchs(maps.format("/usr/lib/libc.so.6"), home) is None
 
 
 def test_auto_is_a_word_of_the_config_and_others_are_refused() -> None:
