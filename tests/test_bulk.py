@@ -19,6 +19,7 @@ import pytest
 from dnnkit.record import Row, RunFolder, new_run
 from dnnkit.sender import Sender, artifact_root
 from dnnkit.sender.sync import sync
+from tests.helpers import ask
 
 PATIENT = 90.0
 SPECIAL = (math.nan, math.inf, -math.inf, sys.float_info.max, -sys.float_info.max, 0.0, -0.0, 1.0, -1.0, 7, 2**53 + 1, 5e-324)
@@ -54,14 +55,6 @@ def tables(file: Path) -> dict[str, list[str]]:
     try:
         names = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
         return {name: sorted(map(repr, connection.execute(f'select * from "{name}"'))) for name in names}
-    finally:
-        connection.close()
-
-
-def ask(file: Path, question: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(file)
-    try:
-        return connection.execute(question).fetchall()
     finally:
         connection.close()
 
@@ -280,7 +273,7 @@ def test_what_log_batch_refuses_is_refused_in_the_same_words_and_leaves_the_same
         with pytest.raises(MlflowException) as caught:
             way.send(run_id, 1000, [Row(0, "b", 1.0), Row(1, key, 2.0)])
         said.append((caught.value.error_code, caught.value.message.replace(run_id, "…")))
-        left.append(ask(workdir / "mlflow.db", f"select key, step, value from metrics where run_uuid = '{run_id}'"))
+        left.append(ask(workdir, f"select key, step, value from metrics where run_uuid = '{run_id}'"))
     assert said[0] == said[1]
     assert left[0] == left[1]
 
@@ -307,7 +300,7 @@ def test_rows_are_there_when_log_batch_returns_whatever_mlflow_was_told_of_loggi
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
     run_id = client.create_run("0").info.run_id
     Plain(client).send(run_id, 1000, [Row(0, "a", 1.0)])
-    assert ask(workdir / "mlflow.db", "select key, step, value from metrics") == [("a", 0, 1.0)]
+    assert ask(workdir, "select key, step, value from metrics") == [("a", 0, 1.0)]
 
 
 def test_a_database_that_another_process_writes_to_is_waited_for(uri: str, workdir: Path, client: Any) -> None:
@@ -321,7 +314,7 @@ def test_a_database_that_another_process_writes_to_is_waited_for(uri: str, workd
     Bulk(client).send(run_id, 1000, [Row(0, "a", 1.0)])
     release.join()
     other.close()
-    assert ask(workdir / "mlflow.db", "select key, step, value from metrics") == [("a", 0, 1.0)]
+    assert ask(workdir, "select key, step, value from metrics") == [("a", 0, 1.0)]
 
 
 # The way of a run
@@ -360,7 +353,7 @@ def test_a_long_run_goes_in_bulk_through_a_sender_of_its_own_and_arrives_whole(u
     assert outcome.state == "closed"
     assert arrived(uri, str(outcome.run_id)) == expected(10_000)
     assert (run.path / "sender.log").read_text().count("points go in bulk") == 1
-    latest = ask(workdir / "mlflow.db", "select key, step, value from latest_metrics order by key")
+    latest = ask(workdir, "select key, step, value from latest_metrics order by key")
     assert latest == [("lr", 9999, 0.1), ("train/loss", 9999, 1 / 10_000)]
 
 

@@ -227,7 +227,12 @@ class Follower:
     def _write_note(self, run_id: str) -> None:
         """The description of the run as far as it is; one that somebody has written or changed in MLflow stays."""
         client, mark = self._store.client, self._mark
-        text, held = description(self.record, self.run_dir, self._tail.tests), client.get_run(run_id).data.tags.get(NOTE)
+        try:
+            text = description(self.record, self.run_dir, self._tail.tests)
+        except Exception as error:  # a damaged file of the run costs its description alone
+            self._log.warning("no description: %s", self._in_words(error))
+            return
+        held = client.get_run(run_id).data.tags.get(NOTE)
         if text in ("", held) or (held is not None and held not in mark.notes):
             return
         mark.notes.append(text)
