@@ -14,6 +14,7 @@ def open_console(*, quiet: bool = False, force_terminal: bool | None = None) -> 
     The variable COLUMNS is about terminals: it narrows them alone. rich by itself would break a pipe's lines after 80 characters.
     """
     console = Console(quiet=quiet, force_terminal=force_terminal)
-    if not (console.is_terminal or console.is_jupyter):
+    # FORCE_COLOR makes rich take a pipe for a terminal; it asks for colours there, and its lines stay whole.
+    if not (force_terminal or console.file.isatty() or console.is_jupyter):
         console.width = UNWRAPPED
     return console

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dnnkit.errors import DiskError
+
+log = logging.getLogger("dnnkit")
 
 _DAY_S = 86_400.0
 
@@ -29,6 +32,15 @@ def disk(path: Path) -> Iterator[None]:
             else "Choose a working folder that you may write to, or correct its permissions."
         )
         raise DiskError(f"cannot write {path}: {error.strerror or error}", cure) from error
+
+
+@contextmanager
+def in_passing() -> Iterator[None]:
+    """What cannot be written inside is told in the log alone: an error that is under way already says more."""
+    try:
+        yield
+    except DiskError as error:
+        log.warning("%s", error)
 
 
 def sync_folder(folder: Path) -> None:

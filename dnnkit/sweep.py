@@ -47,6 +47,8 @@ log = logging.getLogger("dnnkit")
 _PARAMS = "hydra.sweeper.params"
 #: How Hydra, its sweepers and its launchers refuse; the last three are what settings of a wrong type or value come to. Jobs raise nothing.
 _REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, TypeError, ValueError)
+#: What Hydra's own sweeper says of an interval.
+_NO_INTERVALS = "does not support sweep type"
 #: Up to so many jobs are checked one by one before the first starts; of more, every value of every axis.
 CHECKED_ONE_BY_ONE = 32
 #: An axis with more values than this is a slip of the keyboard, such as seed=range(0,1e9).
@@ -100,7 +102,9 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, consol
         try:
             hydra.multirun("config", job, [*overrides, f"hydra.sweep.dir={scratch}"], with_log_configuration=False)
         except _REFUSALS as error:
-            raise ConfigError(_refused(error, overrides)) from error
+            if any(Path(scratch).glob("*.begun")):  # then nothing is wrong with how the sweep was asked for
+                raise
+            raise ConfigError(_refused(error, composer, overrides)) from error
         except KeyboardInterrupt as error:
             stopped = [outcome for outcome in _outcomes(scratch) if outcome.exit_code > 128]
             raise Interrupted(stopped[-1].exit_code - 128, stopped[-1].message) if stopped else error from None
@@ -111,7 +115,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, consol
 
 def swept_keys(composer: Composer, overrides: Sequence[str]) -> list[str]:
     """The settings and choices in which the jobs of a sweep differ, by the command line and by the file of the study."""
-    params: dict[str, Any] = dict(OmegaConf.select(composer.sweep(overrides), _PARAMS) or {})
+    params, _ = _params(composer, overrides)
     typed, _ = parse(overrides)
     return [*map(str, params), *(override.key_or_group for override in typed if override.is_sweep_override())]
 
@@ -144,7 +148,7 @@ def _rehearse(composer: Composer, overrides: Sequence[str]) -> None:
                 sweeper.launcher = _Unlaunched()
                 sweeper.sweep(list(tree.hydra.overrides.task))
         except _REFUSALS as error:
-            raise ConfigError(_refused(error, overrides)) from error
+            raise ConfigError(_refused(error, composer, overrides)) from error
 
 
 class _Unlaunched(Launcher):
@@ -162,13 +166,27 @@ def _nothing(_cfg: DictConfig) -> None:
     """The task of a job that is never launched."""
 
 
-def _refused(error: Exception, overrides: Sequence[str]) -> list[Problem]:
+def _refused(error: Exception, composer: Composer, overrides: Sequence[str]) -> list[Problem]:
     """What to say where Hydra refuses a sweep: the intervals, which only an adaptive sweeper takes, or Hydra's own words."""
-    intervals = [override for override in parse(overrides)[0] if override.is_sweep_override() and not override.is_discrete_sweep()]
-    if intervals and isinstance(error, HydraException):
-        return [_interval(override) for override in intervals]
+    if isinstance(error, HydraException) and _NO_INTERVALS in str(error):
+        return _intervals(composer, overrides)
     words = " ".join(str(error).split()) or "a setting of hydra.sweeper or hydra.launcher is out of its bounds"
     return [Problem("the sweep", f"cannot be run: {words}")]
+
+
+def _intervals(composer: Composer, overrides: Sequence[str]) -> list[Problem]:
+    """A problem for each interval of a sweep, of its file or typed."""
+    params, files = _params(composer, overrides)
+    words = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    found = [override for override in parse(words)[0] if override.is_sweep_override() and not override.is_discrete_sweep()]
+    typed = [override.input_line for override in parse(overrides)[0]]
+    return [_interval(override) if override.input_line in typed else _placed(_interval(override), params, files) for override in found]
+
+
+def _params(composer: Composer, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The axes that a file of the sweep gives, and the files that give any."""
+    params = dict(OmegaConf.select(composer.sweep(overrides), _PARAMS) or {})
+    return params, [file for file, keys in composer.loader.setters() if any(key.startswith(_PARAMS) for key in keys)]
 
 
 def _interval(override: Override) -> Problem:
@@ -185,14 +203,14 @@ def check_sweep(composer: Composer, overrides: Sequence[str], judge: Callable[[C
     """
     problems: list[Problem] = []
     params: dict[str, Any] = {}
+    files: list[str] = []
     overrides = spelt_out(overrides)
     lines = [text for text in overrides if not text.lstrip("+~").startswith(("hydra.", "hydra/"))]
     try:
-        params = dict(OmegaConf.select(composer.sweep(overrides), _PARAMS) or {})
+        params, files = _params(composer, overrides)
         lines = [*(f"{key}={value}" for key, value in params.items()), *lines]
     except ConfigError as error:
         problems += error.problems
-    files = [file for file, keys in composer.loader.setters() if any(key.startswith(_PARAMS) for key in keys)]
     for job in _jobs(lines, composer, every=judge is not None):
         try:
             cfg = composer.one(job)
@@ -259,6 +277,7 @@ class Job:
         """Compose this job's config by the same way as a single run's, train it, and note what became of it."""
         hydra = HydraConfig.get()
         number, overrides = int(hydra.job.num), list(hydra.overrides.task)
+        Path(self.scratch, f"{number}.begun").touch()
         console = open_console(force_terminal=self.terminal or None)
         shown = [strip_credentials(word) for word in overrides]
         console.print(Rule(f"job {number}", align="left"), width=min(console.width, 80))

@@ -77,8 +77,11 @@ def uri(workdir: Path, migrated: Path) -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_drawer() -> Iterator[None]:
-    """Runs of this process without MLflow share the process that draws their figures: to start one for each takes a second."""
+def one_drawer() -> Iterator[Callable[[Any], None]]:
+    """Runs of this process without MLflow share the process that draws their figures: to start one for each takes a second.
+
+    Gives `Senders.close` as it is by itself.
+    """
     from dnnkit.sender import Sender
     from dnnkit.training import Senders
 
@@ -101,7 +104,7 @@ def one_drawer() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Senders, "start", start_or_share)
         patch.setattr(Senders, "close", close_the_others)
-        yield
+        yield close
     for sender in kept.values():
         sender.close(10.0)
 
@@ -165,13 +168,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     from dnnkit.record import figures
 
     kept: list[Figure] = []
-    make: Callable[..., Figure] = figures._figure
+    make: Callable[..., Figure] = figures.blank_figure
 
     def keep(*size: float) -> Figure:
         kept.append(make(*size))
         return kept[-1]
 
-    monkeypatch.setattr(figures, "_figure", keep)
+    monkeypatch.setattr(figures, "blank_figure", keep)
     return kept
 
 

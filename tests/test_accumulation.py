@@ -25,7 +25,7 @@ from dnnkit import worker
 from dnnkit.data.loaders import evaluation_batches
 from dnnkit.data.resident import Batches, epoch_order
 from dnnkit.data.stream import StreamedBatches
-from dnnkit.loop import use_chunks
+from dnnkit.loop import engine_report, use_chunks
 from dnnkit.loop.strategy import RankStrategy
 from dnnkit.module import Module, Recipe, Task
 from dnnkit.module.accumulation import Portion, portion, portion_of_epoch, sizes_of
@@ -170,49 +170,66 @@ def test_both_loops_take_the_mean_over_the_examples_of_every_group(part: int) ->
         assert given.seen == same.seen, "and what callbacks are given"
 
 
+def used(module: Module) -> str:
+    return str(engine_report(module.trainer)["used"])
+
+
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2))])
 @pytest.mark.filterwarnings("ignore:The number of training batches")
-def test_captured_steps_and_streamed_data_do_too() -> None:
-    captured = 0
-    for number, case in enumerate(CASES[::3]):
+def test_captured_steps_and_streamed_data_do_too(part: int) -> None:
+    for number, case in enumerate(CASES[part::3]):
         module, _ = trained(case, 50, "captured", kind=StreamedBatches if number % 2 else Batches)
         assert_right(module, case)
-        loop: Any = module.trainer.fit_loop.epoch_loop
-        captured += loop._engine._step is not None
-    assert captured > 5
+        assert used(module) == "captured", case
 
 
-@pytest.fixture(scope="module")
-def two_ranks(in_two_processes: Callable[[Callable[[int, str], None]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What each of two processes ended with, by the number of the case."""
-    return in_two_processes(_rank)
+InTwo = Callable[[Callable[[int, str], None]], list[dict[str, Any]]]
+#: The sizes of chunks, None for Lightning's own loop, and the engines.
+WAYS: dict[str, tuple[int | None, str]] = {"stock": (None, "eager"), "chunks": (50, "eager"), "graph": (3, "captured")}
+#: The cases whose minibatches have an example for each of two devices, in a small part and a large one.
+SHARED = [case for case in CASES if case.rows % case.batch != 1 or case.limit is not None]
+FEW, OTHERS = SHARED[::5], [case for place, case in enumerate(SHARED) if place % 5]
 
 
-def shared() -> list[tuple[int, Case]]:
-    """The cases whose minibatches have an example for each of two devices."""
-    return [(number, case) for number, case in enumerate(CASES) if case.rows % case.batch != 1 or case.limit is not None][:30]
+def _few(rank: int, folder: str) -> None:
+    _rank(rank, folder, FEW)
 
 
-def _rank(rank: int, folder: str) -> None:
+def _others(rank: int, folder: str) -> None:
+    _rank(rank, folder, OTHERS)
+
+
+def _rank(rank: int, folder: str, cases: list[Case]) -> None:
+    """Leaves what a rank ended with, by the number of the case and the way."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     found: dict[str, Any] = {}
-    for number, case in shared():
-        chunk, engine = [(None, "eager"), (50, "eager"), (3, "captured")][number % 3]
-        module, _ = trained(case, chunk, engine, rank)
-        found[str(number)] = {"steps": module.trainer.global_step, **module.net.state_dict()}
+    for number, case in enumerate(cases):
+        for way, (chunk, engine) in WAYS.items():
+            module, _ = trained(case, chunk, engine, rank)
+            held = {"steps": module.trainer.global_step, **module.net.state_dict()}
+            found[f"{number} {way}"] = held | ({} if chunk is None else {"used": used(module)})
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
     worker.leave(0)
 
 
-def test_two_devices_take_the_mean_over_the_examples_of_both(two_ranks: list[dict[str, Any]]) -> None:
-    for number, case in shared():
-        first, second = (found[str(number)] for found in two_ranks)
+@pytest.mark.parametrize(("target", "cases"), [(_few, FEW), pytest.param(_others, OTHERS, marks=pytest.mark.slow)], ids=["few", "others"])
+def test_two_devices_take_the_mean_over_the_examples_of_both(
+    target: Callable[[int, str], None], cases: list[Case], in_two_processes: InTwo
+) -> None:
+    ranks = in_two_processes(target)
+    assert len(FEW) + len(OTHERS) > 50
+    for number, case in enumerate(cases):
         w, b, steps = by_examples(case)
-        assert first["steps"] == second["steps"] == steps
-        for name, value in (("weight", w), ("bias", b)):
-            torch.testing.assert_close(first[name], torch.from_numpy(value), **EXACT, msg=str(case))
-            assert torch.equal(first[name], second[name])
+        for way, (chunk, engine) in WAYS.items():
+            first, second = (found[f"{number} {way}"] for found in ranks)
+            assert first["steps"] == second["steps"] == steps
+            if chunk is not None:
+                assert first["used"] == second["used"] == engine, case
+            for name, value in (("weight", w), ("bias", b)):
+                torch.testing.assert_close(first[name], torch.from_numpy(value), **EXACT, msg=str(case))
+                assert torch.equal(first[name], second[name])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3, 7, 10, 49, 365])

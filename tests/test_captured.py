@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import subprocess
@@ -18,9 +19,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+import dnnkit
 from dnnkit.checkpoint import load
 from dnnkit.errors import ConfigError
-from dnnkit.loop.captured import COMPILED_BOUND, form
+from dnnkit.loop.captured import COMPILED_BOUND, CannotCapture, form
 from dnnkit.loop.engine import in_form
 from dnnkit.module import Module, Recipe, Task
 from dnnkit.network.freezing import Freezing
@@ -245,6 +247,55 @@ def test_run_resumed_at_an_epochs_end_goes_on_as_if_it_had_not_stopped(
         assert_same(whole["eager"][key], rest.state[key])
     later = [line for line in whole["eager"]["logged"] if line[0] is None or line[0] > part.state["steps"]]
     assert later == rest.state["logged"]
+
+
+#: What a folder says of how steps were run: the words of the config, and `used` and `why`.
+SAID: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "eager": (("trainer.engine=eager",), "eager", "it was asked for"),
+    "captured": (("trainer.engine=captured",), "captured", "it was asked for"),
+    "captured, a group longer than an epoch": (
+        ("trainer.engine=captured", "data.batch_size=1000", "trainer.accumulate_grad_batches=20"), "captured", "it was asked for",
+    ),
+    "one chunk": (("data.batch_size=1000",), "eager", "training ended before the faster way was known"),
+    "few minibatches": (("trainer.max_epochs=2",), "eager", "a graph would not pay"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_the_folder_says_how_steps_were_run_and_why(name: str, workdir: Path, unrecorded: None) -> None:
+    words, used, why = SAID[name]
+    report = reported(*words)
+    assert report.pop("wanted") == (words[0].partition("=")[2] if "engine" in words[0] else "auto")
+    assert report == {"used": used, "why": why}
+
+
+def test_the_folder_says_why_steps_were_run_one_by_one(workdir: Path, unrecorded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnnkit.loop.epoch.reason_against_chunks", lambda trainer: "somebody looks at each")
+    assert reported() == {"wanted": "auto", "used": "eager", "why": "somebody looks at each"}
+
+
+def test_the_folder_says_why_a_graph_that_was_asked_for_could_not_be_had(
+    workdir: Path, unrecorded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise CannotCapture("it cannot be held")
+
+    monkeypatch.setattr("dnnkit.loop.engine.capture", refused)
+    with pytest.raises(ConfigError, match="cannot be captured here: it cannot be held"):
+        reported("trainer.engine=captured")
+    assert report_in(workdir) == {"wanted": "captured", "used": "eager", "why": "it cannot be held"}
+
+
+def reported(*words: str) -> dict[str, Any]:
+    always = ("tracking=none", "trainer.progress_bar=false", "trainer.max_epochs=1", "model.hidden=[4]", "diagnostics.every=null")
+    dnnkit.train(dnnkit.compose([*always, *words]))
+    return report_in(Path())
+
+
+def report_in(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("runs/*/environment/engine.json")
+    report: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return report
 
 
 # Several devices.

@@ -339,6 +339,15 @@ COMMANDS = {
     "run 'name=a b'": "dnnkit 'name=a b'",
     "sweep seed=1,2": "dnnkit -m seed=1,2",
     "optimise -m seed=1,2": "dnnkit -m seed=1,2",
+    "experiment selu_mnist": "dnnkit +experiment=selu_mnist",
+    "train selu_mnist seed=1": "dnnkit +experiment=selu_mnist seed=1",
+    "train selu digits": "dnnkit activation=selu data=digits",
+    "train lr": "dnnkit -m +sweeps=lr",
+    "train nothing_like_it": "dnnkit nothing_like_it",
+    "sweep lr": "dnnkit -m +sweeps=lr",
+    "sweep --multirun lr seed=1": "dnnkit -m +sweeps=lr seed=1",
+    "study activations": "dnnkit -m +sweeps=activations",
+    "lr": "dnnkit -m +sweeps=lr",
     "test ab12": "dnnkit evaluate ab12",
     "ls activation": "dnnkit list activation",
     "lr-find seed=1": "dnnkit doctor --lr seed=1",
@@ -358,6 +367,15 @@ def test_a_word_that_is_no_command_is_answered_with_the_command_that_was_meant(
 ) -> None:
     assert f"Did you mean {COMMANDS[typed]!r}" in told(capsys, *shlex.split(typed), code=2)
     assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--lr", "seed=1", "0.1"], ["--lr", "-m", "0.1"], ["--lr", "--cfg"]])
+def test_an_option_that_there_is_not_takes_no_override_and_no_option_for_its_value(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = told(capsys, *words, code=2)
+    assert "--lr: there is no such option; there are: " in said
+    assert "optimizer.lr" not in said
 
 
 def test_help_and_version_are_understood_as_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -381,6 +399,7 @@ def test_a_name_is_described_without_its_group(capsys: pytest.CaptureFixture[str
     assert told(capsys, "describe", "leaky_relu_02").startswith("activation=leaky_relu_02\n")
     assert told(capsys, "describe", "vanishing").startswith("experiment=note_000/vanishing\n")
     assert json.loads(told(capsys, "describe", "digits", "--json"))["card"]["name"] == "digits"
+    assert "Did you mean 'dnnkit list activation'" in told(capsys, "describe", "activation", code=2)
     several = told(capsys, "describe", "auto", code=2)
     lines = {f"dnnkit describe {group} auto" for group in (*GROUPS, "metrics") if "auto" in KINDS[group].switches}
     assert {line.strip() for line in several.splitlines() if line.strip().startswith("dnnkit")} == {*lines, "dnnkit describe trainer auto"}

@@ -21,6 +21,7 @@ from dnnkit.cli.candidates import Candidate, Usage, help_of
 from dnnkit.cli.main import SUBCOMMANDS
 from dnnkit.config.sections import GROUPS
 from dnnkit.registry import REGISTRIES
+from tests.helpers import eventually
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,16 @@ def test_every_name_of_a_group_is_offered_with_its_summary(offered) -> None:  # 
         ("list activation", {"activation"}),
         ("activation=leaky_relu", {"activation=leaky_relu", "activation=leaky_relu_002", "activation=leaky_relu_02"}),
         ("nothing_like_it", set()),
+        ("ui ", {"tracking.uri=", "tracking.experiment="}),
+        ("ui ab12cd34 --port 5 trac", {"tracking.uri=", "tracking.experiment="}),
+        ("ui tracking.uri=x ", {"tracking.experiment="}),
+        ("ui op", set()),
+        ("ui ab12cd34 see", set()),
+        ("resume ab12cd34 trainer.max_e", {"trainer.max_epochs="}),
+        ("--config-dir=D doct", {"doctor"}),
+        ("--config-dir=D check --mu", set()),
+        ("--config-dir=D evaluate --spl", {"--split"}),
+        ("seed=1 doct", set()),
     ],
 )  # fmt: skip
 def test_what_may_come_next_is_offered(line: str, words: set[str], offered) -> None:  # type: ignore[no-untyped-def]
@@ -107,7 +118,7 @@ def test_runs_are_offered_by_their_letters_and_files_by_their_paths(workdir: Pat
         Path(folder).mkdir(parents=True)
         Path(folder, "run.json").write_text("{}")
     Path("rows of mine.csv").touch()
-    for command in ("evaluate", "predict", "resume", "fuse"):
+    for command in ("evaluate", "predict", "resume", "fuse", "ui", "ui tracking.uri=x"):
         assert offered(f"{command} a") == {"ab12cd34": "2026-01-02 030405 digits selu"}
     assert set(offered("evaluate --runs other e")) == {"ef56ab78"}
     assert set(offered("predict ab12cd34 --input ro")) == {"rows of mine.csv"}
@@ -167,6 +178,21 @@ def test_a_catalogue_that_is_not_kept_yet_costs_no_import_and_is_made_beside(wor
     warming, activation, check, imported = done.stdout.splitlines()
     assert (warming, imported) == ("['-m', 'dnnkit', 'list']", "set()")
     assert (activation.split("\t")[0], check.split("\t")[0]) == ("activation=", "check")
+
+
+def test_it_is_made_in_a_folder_whose_files_have_the_names_of_pythons_own_modules_too(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workdir / "cache"))
+    (workdir / "random.py").write_text("raise SystemExit('this is not the random of Python')")
+    program = Path(sys.executable).with_name("dnnkit")
+    command = [sys.executable, str(program), completion.ASK, "zsh", "dnnkit", "dnnkit activation=sel"]
+
+    def asked() -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    assert asked() == ""
+    assert eventually(asked).startswith("activation=selu\t")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

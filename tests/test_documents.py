@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 #: That of the example package speaks of what tests/test_packaging.py installs and runs.
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("python", "dnnkit", "torchrun", "make", "pip", "mlflow", "source")
+#: What a fence may say that a block is: one of commands, or what another test reads or nothing runs.
+SHELL, OTHERS = ("", "bash", "sh"), ("yaml", "python")
 #: Commands that are tried elsewhere, or that change what is installed: by their beginning.
 ELSEWHERE = {
     "make": "tests/test_packaging.py installs; `make test` is what runs this",
@@ -48,18 +50,44 @@ class Block:
 
 def blocks(path: Path) -> Iterator[Block]:
     """The command blocks of a document."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    fences = [number for number, line in enumerate(lines) if line.strip().startswith("```")]
     name = str(path.relative_to(ROOT))
-    for begin, end in zip(fences[::2], fences[1::2], strict=True):
-        body, language = [line.strip() for line in lines[begin + 1 : end]], lines[begin].strip()[3:]
+    for number, language, lines in fenced(path.read_text(encoding="utf-8")):
+        body = [line.strip() for line in lines]
         if language == "yaml" and (found := re.match(r"# (\S+\.yaml) +(\S.*)", body[0])):
-            yield Block(name, begin + 1, (found[2],), file=(found[1], "\n".join(lines[begin + 1 : end])))
-        elif language in ("", "bash", "sh"):
+            yield Block(name, number, (found[2],), file=(found[1], "\n".join(lines)))
+        elif language in SHELL:
             commands = tuple(typed(body))
             if commands:
                 refused = any(re.match(r"\d+ problems? in the config", line) for line in body)
-                yield Block(name, begin + 1, commands, 2 if refused else 0)
+                yield Block(name, number, commands, 2 if refused else 0)
+
+
+def fenced(text: str) -> Iterator[tuple[int, str, list[str]]]:
+    """Line, language and lines of every fenced block."""
+    lines = text.splitlines()
+    fences = [number for number, line in enumerate(lines) if line.strip().startswith("```")]
+    for begin, end in zip(fences[::2], fences[1::2], strict=True):
+        yield begin + 1, lines[begin].strip()[3:], lines[begin + 1 : end]
+
+
+def unread(text: str) -> Iterator[str]:
+    """What a document has in blocks that the tests below would pass over: other languages, and other lines beside commands.
+
+    What a command prints stands in a block of its own, or in one in which commands follow `$ `.
+    """
+    for number, language, lines in fenced(text):
+        body = [line.strip() for line in lines]
+        if language not in (*SHELL, *OTHERS):
+            yield f"line {number}: a block of {language}"
+        if language not in SHELL or any(line.startswith("$ ") for line in body) or not any(map(begins_with_a_program, body)):
+            continue
+        for before, line in zip(["", *body], body, strict=False):
+            if line and not begins_with_a_program(line) and not before.endswith("\\"):
+                yield f"line {number}: {line}"
+
+
+def begins_with_a_program(line: str) -> bool:
+    return line.partition(" ")[0] in PROGRAMS
 
 
 def typed(body: list[str]) -> Iterator[str]:
@@ -72,7 +100,7 @@ def typed(body: list[str]) -> Iterator[str]:
         command = line.removeprefix("$ ")
         while command.endswith("\\"):
             command = f"{command[:-1]} {next(rest)}"
-        if prompted or (command.split()[:1] and command.split()[0] in PROGRAMS):
+        if prompted or begins_with_a_program(command):
             yield command
 
 
@@ -115,6 +143,17 @@ def test_the_documents_have_commands_and_none_is_left_out_unseen():
     counts = {str(path.relative_to(ROOT)): sum(len(block.commands) for block in ALL if ROOT / block.document == path) for path in FILES}
     assert counts["README.md"] > 25
     assert counts["docs/transfer.md"] > 5
+    assert {str(path.relative_to(ROOT)): [*unread(path.read_text(encoding="utf-8"))] for path in FILES} == {
+        str(path.relative_to(ROOT)): [] for path in FILES
+    }
+
+
+def test_what_would_be_left_out_unseen_is_found():
+    text = (
+        "```\ndnnkit list\ncd x\ndnnkit -m \\\n  seed=1,2\n\ntest/acc 0.9\n```\n```\n$ dnnkit\ntest/acc 0.9\n```\n```\ntest/acc 0.9\n```\n"
+    )
+    assert list(unread(text)) == ["line 1: cd x", "line 1: test/acc 0.9"]
+    assert list(unread("```bahs\ndnnkit list\n```")) == ["line 1: a block of bahs"]
 
 
 CHECKED = [(block, command) for block in ALL for command in block.commands if re.match(r"(python -m )?dnnkit( |$)", command)]

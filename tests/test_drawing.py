@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from dnnkit.sender.__main__ import main
 from dnnkit.sender.drawer import Drawer
 from dnnkit.training import Senders
 from dnnkit.training.senders import Result
+from tests.helpers import eventually
 
 ALL = ["diagnostics/signal.png", "figures/confusion_matrix.png", "figures/learning_curves.png", "figures/learning_rate.png"]
 QUICK = ("tracking=none", "trainer=cpu", "trainer.threads=1", "trainer.max_epochs=2", "trainer.progress_bar=false", "model.hidden=[8]")
@@ -44,13 +44,6 @@ def journalled(folder: Path, steps: int = 3) -> RunFolder:
     for step in range(1, steps + 1):
         run.journal.log(step, {"train/loss": 1 / step, "lr": 0.1})
     return run
-
-
-def eventually(holds: Callable[[], Any]) -> Any:
-    until = time.monotonic() + PATIENT
-    while not (found := holds()) and time.monotonic() < until:
-        time.sleep(0.05)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +214,24 @@ def test_where_the_sender_is_broken_another_process_draws(tmp_path: Path) -> Non
     assert pictures(run.path) == ["figures/learning_curves.png", "figures/learning_rate.png"]
 
 
-def test_nothing_of_it_is_left_when_the_senders_are_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+@pytest.mark.parametrize("wait_s", [PATIENT, 0.0])
+def test_where_the_sender_is_broken_a_figure_that_is_not_there_is_said_too(tmp_path: Path, wait_s: float) -> None:
+    run = journalled(tmp_path)
+    run.finish("FINISHED", "finished", 0)
+    with open(run.path / "metrics.jsonl", "a", encoding="utf-8") as journal:
+        journal.write("no row\n")
+    with Senders() as senders:
+        senders._runs[run.path] = (Broken(), wait_s)  # type: ignore[assignment]
+        found = senders.settle(Result({}, None, run.path, None, "uuid", "sqlite:///mlflow.db"))  # type: ignore[arg-type]
+    first, _, second = found.message.partition("; ")
+    assert first == "the sender ended with code 1: ImportError"
+    assert second.startswith("figures/learning_curves.png could not be drawn: " if wait_s else "not all figures are drawn yet after 0 s")
+
+
+def test_nothing_of_it_is_left_when_the_senders_are_let_go(
+    tmp_path: Path, one_drawer: Callable[[Senders], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dnnkit.training.senders._LAST_S", PATIENT)
     sender = Sender.start(None)
     run = journalled(tmp_path)
     sender.announce(run.path)
@@ -230,7 +239,7 @@ def test_nothing_of_it_is_left_when_the_senders_are_let_go(tmp_path: Path, monke
     senders = Senders()
     senders._senders[None] = sender
     senders._runs[run.path] = (sender, PATIENT)
-    senders.close()
+    one_drawer(senders)  # `close` itself
     assert sender._process is not None
     with pytest.raises(ProcessLookupError):
         os.kill(sender._process.pid, 0)

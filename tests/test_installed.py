@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dnnkit.cli import main
+from dnnkit.cli import installed, main
 from dnnkit.cli.installed import NEEDED, missing_package
 from dnnkit.cli.main import SUBCOMMANDS
 
@@ -44,12 +46,56 @@ def test_a_bare_checkout_says_what_to_type(bare):
     assert text.splitlines()[-2:] == ["    make run", "    .venv/bin/python -m dnnkit activation=relu 'model.hidden=[30, 10]'"]
 
 
-def test_beside_a_venv_the_answer_is_the_same_command_by_its_python(bare):
+def test_beside_a_venv_that_make_run_has_finished_the_answer_is_the_same_command_by_its_python(bare):
     python = bare / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.touch()
+    assert answer(bare, "list")[1].splitlines()[-2:] == ["    make run", "    .venv/bin/python -m dnnkit list"]  # it was interrupted
+    (bare / ".venv" / ".ready-123").touch()
+    assert "make run` has installed everything" in answer(bare, "list")[1]
     assert answer(bare, "list")[1].splitlines()[-1].strip() == ".venv/bin/python -m dnnkit list"
     assert answer(bare.parent, "list", path=bare)[1].splitlines()[-1].strip() == "checkout/.venv/bin/python -m dnnkit list"
+
+
+def test_where_the_python_of_the_venv_itself_lacks_a_package_it_is_not_what_to_type(bare, monkeypatch):
+    (bare / ".venv").mkdir()
+    (bare / ".venv" / ".ready-123").touch()
+    monkeypatch.chdir(bare)
+    monkeypatch.setattr(installed, "__file__", str(bare / "dnnkit" / "cli" / "installed.py"))
+    missing = ModuleNotFoundError(name="mlflow")
+    assert "has installed everything" in missing_package(missing, ["list"])
+    monkeypatch.setattr(sys, "prefix", str(bare / ".venv"))
+    assert missing_package(missing, ["list"]).splitlines()[-2:] == ["    make run", "    .venv/bin/python -m dnnkit list"]
+
+
+def test_without_a_checkout_what_is_missing_is_installed_for_this_python(bare, monkeypatch):
+    (bare / "pyproject.toml").unlink()
+    text = answer(bare, "list")[1]
+    package = re.search("dnnkit needs the package ([^,]+),", text)[1]
+    assert text.splitlines()[-1].strip() == f"{sys._base_executable} -m pip install {package}"
+    monkeypatch.setattr(installed, "__file__", str(bare / "dnnkit" / "cli" / "installed.py"))
+    monkeypatch.setattr(sys, "executable", "/my env/python")
+    line = missing_package(ModuleNotFoundError(name="mlflow.tracking"), []).splitlines()[-1].strip()
+    assert shlex.split(line)[:4] == ["/my env/python", "-m", "pip", "install"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    assert re.split("[<>]", shlex.split(line)[4])[0] == "mlflow"
+    assert set(shlex.split(line)[4].removeprefix("mlflow").split(",")) == {
+        bound for row in declared if row.startswith("mlflow") for bound in row.removeprefix("mlflow").split(",")
+    }
+
+
+@pytest.mark.parametrize("name", ["__init__.py", "__main__.py"])
+def test_what_an_old_python_reads_before_it_is_answered_is_python_that_it_can_read(name):
+    ast.parse((ROOT / "dnnkit" / name).read_text(encoding="utf-8"), feature_version=(3, 7))
+
+
+def test_a_python_that_is_too_old_is_told_so_before_anything_is_imported():
+    code = "import runpy, sys; sys.version_info = (3, 9, 1); runpy.run_module('dnnkit', run_name='__main__')"
+    done = subprocess.run([sys._base_executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "")
+    first, second = done.stderr.splitlines()
+    assert first == f"dnnkit needs Python 3.11 or later; this is 3.9 ({sys._base_executable})."
+    assert "make run PYTHON=python3.11" in second
 
 
 def test_from_another_folder_the_way_to_the_checkout_is_part_of_the_answer(bare):

@@ -60,7 +60,6 @@ BROKEN: dict[str, list[list[str]]] = {
     "idle_early_stopping": [["trainer.early_stopping=30"], ["trainer.early_stopping=1", "trainer.max_epochs=2"]],
     "accumulation_over_epoch": [["trainer.accumulate_grad_batches=42"], ["data=iris", "trainer.accumulate_grad_batches=20"]],
     "small_batch_norm": [["activation=relu", "normalization=batch_norm", "data.batch_size=4"]],
-    "unsynchronised_batch_norm": [["activation=relu", "normalization=batch_norm", "trainer=ddp_cpu", "trainer.devices=2"]],
     "activation_ranking": [["activation=relu", RANKED], ["activation=sigmoid", "normalization=batch_norm", RANKED]],
 }
 #: What a rule remarks without an override, since what was tried did not help.
@@ -74,6 +73,7 @@ REMARKED: dict[str, list[list[str]]] = {
     "he_before_saturation": [["activation=tanh", "initializer=he_normal"], ["activation=sigmoid", "initializer=he_uniform"]],
     "wide_weights_before_saturation": [["activation=sigmoid", "initializer=normal"]],
     "redundant_bias": [["activation=relu", "normalization=batch_norm", "model.use_bias=true"]],
+    "unsynchronised_batch_norm": [["activation=relu", "normalization=batch_norm", "trainer=ddp_cpu", "trainer.devices=2"]],
     "adaptive_rate": [["optimizer=adam", "optimizer.lr=0.099", "data.batch_size=65"]],
     "schedule_length": [
         ["scheduler=step", "scheduler.steps=100000"],
@@ -190,6 +190,22 @@ def test_a_fix_mends_a_part_whose_settings_were_set(words: tuple[str, ...]) -> N
     [finding] = findings(*words)
     assert finding.fault.fix
     assert findings(*words, *finding.fault.fix) == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "severity", "blamed"),
+    [
+        ("{dense: 20, activation: tanh, initializer: lecun_normal},{dense: 20, activation: sigmoid, initializer: normal}", "remark", "01"),
+        ("{dense: 20, activation: tanh, initializer: normal},{dense: 20, activation: sigmoid, initializer: lecun_normal}", "warning", "00"),
+        ("{dense: 30, activation: sigmoid, initializer: normal},{dense: 20, activation: tanh, initializer: normal}", "warning", "01"),
+    ],
+)
+def test_of_a_mixed_network_the_layers_with_wide_weights_decide_whether_they_are_remarked(layers: str, severity: str, blamed: str) -> None:
+    """N(0, 1) is √fan_in times 1/√fan_in: 8 times of the 64 pixels, 5 times of 30 units."""
+    found = findings("model=sequential", f"model.layers=[flatten,{layers},{{dense: auto}}]")
+    [finding] = [finding for finding in found if finding.rule == "wide_weights_before_saturation"]
+    assert finding.severity == severity
+    assert f"the weights of {blamed}_dense, before a saturating unit" in finding.fault.found
 
 
 def test_decay_of_a_group_of_a_selu_networks_weights_is_found() -> None:

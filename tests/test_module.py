@@ -17,7 +17,7 @@ from dnnkit.data.loaders import evaluation_batches
 from dnnkit.data.resident import Batches, epoch_order
 from dnnkit.errors import ConfigError, DivergedError
 from dnnkit.loop import use_chunks
-from dnnkit.module import Module, Recipe, ScheduleLR, Task
+from dnnkit.module import Module, Recipe, ScheduleLR, Task, Window
 
 X = torch.randn(22, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(22) % 3
@@ -203,13 +203,50 @@ def test_clipping_that_the_trainer_was_told_to_do_is_done_too(size: int | None) 
 
 
 @LOOPS
-def test_last_step_is_flushed_whole_where_max_steps_ends_an_epoch_early(size: int | None) -> None:
+@pytest.mark.parametrize(("log_every", "steps"), [(50, [3]), (2, [2, 3])])
+def test_last_step_is_flushed_whole_where_max_steps_ends_an_epoch_early(log_every: int, steps: list[int], size: int | None) -> None:
+    """Its row too is about `log_every` updates, where there were so many."""
     net = linear()
-    _, memory = fit(net, Recipe(standing, constant), size, max_steps=3, max_epochs=-1)
-    seen = epoch_order(22, 0, 0)[:15]
+    _, memory = fit(net, Recipe(standing, constant), size, log_every=log_every, max_steps=3, max_epochs=-1)
+    seen = epoch_order(22, 0, 0)[:15][-5 * log_every :]
     assert memory.lines["train/loss", 3] == pytest.approx(log_loss(Y[seen], probabilities(net, X[seen])), rel=1e-6)
-    assert memory.steps("grad_norm") == [3]
-    assert memory.steps("lr") == [0, 3]
+    assert memory.steps("train/loss") == memory.steps("grad_norm") == steps
+    assert memory.steps("lr") == [0, *steps]
+
+
+@pytest.mark.parametrize("size", [None, 1])
+def test_where_training_is_stopped_between_two_rows_the_last_is_about_what_was_made_of_the_next(size: int | None) -> None:
+    """The row at step 4 would have been about updates 3 and 4."""
+
+    class Stop(pl.Callback):
+        chunked = True
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            trainer.should_stop = trainer.should_stop or trainer.global_step == 3
+
+    net = linear()
+    _, memory = fit(net, Recipe(standing, constant), size, log_every=2, callbacks=[Stop()])
+    seen = epoch_order(22, 0, 0)[10:15]
+    assert memory.lines["train/loss", 3] == pytest.approx(log_loss(Y[seen], probabilities(net, X[seen]), labels=[0, 1, 2]), rel=1e-6)
+
+
+@LOOPS
+def test_the_rates_of_training_that_diverged_are_on_record_where_that_shows_in_a_row(
+    size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where nothing waits for the loss of a minibatch."""
+    monkeypatch.setattr("dnnkit.module.guard.costs_nothing", lambda device: False)
+
+    def two_pieces(step: int, total: int) -> float:
+        return 1.0 if step < 2 else 0.5
+
+    healthy, broken = Memory(), Memory()
+    fit(linear(), Recipe(partial(torch.optim.SGD, lr=1e-3), two_pieces), size, logger=healthy)
+    with pytest.raises(DivergedError, match=r"train/loss is (inf|nan) at step"):
+        fit(linear(), Recipe(partial(torch.optim.SGD, lr=1e38), two_pieces), size, logger=broken)
+    assert broken.steps("lr") == healthy.steps("lr") == [0, 2, 3, 5]
+    assert broken.lines["lr", 5] == pytest.approx(0.5e38)
+    assert broken.steps("train/loss") == []
 
 
 @LOOPS
@@ -295,6 +332,12 @@ def test_checkpoint_with_an_open_window_loads_as_plain_tensors(tmp_path: Path) -
     window = torch.load(tmp_path / "midway.ckpt", weights_only=True)["dnnkit_window"]
     assert window["sizes"].tolist() == [5, 5, 5]
     assert window["outputs"].shape == (15, 3)
+
+
+def test_a_window_that_a_version_before_updates_were_counted_has_saved_is_taken_as_empty() -> None:
+    window = Window()
+    window.load_state_dict({"losses": torch.ones(3), "sizes": torch.tensor([5, 5, 5])}, torch.device("cpu"))
+    assert (window.losses, window.sizes, window.updates) == ([], [], [])
 
 
 WEIGHT = [nn.Parameter(torch.zeros(2))]

@@ -131,7 +131,13 @@ def test_the_jobs_of_a_sweep_are_in_one_figure_by_what_they_do_not_share(
 
 
 def test_a_schedule_that_follows_a_metric_says_so(workdir: Path, saved: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "follows        val/loss" in told(capsys, "plot", "scheduler=performance", "--steps=9")
+    out = told(capsys, "plot", "scheduler=performance", "--steps=9")
+    assert "follows        val/loss: the rate is cut when it gets no better; shown as if the metric got better every time\n" in out
+
+
+@pytest.mark.parametrize(("steps", "words"), [(1, "the first step\n"), (2, "the first 2 steps\n")])
+def test_the_warm_up_is_counted(steps: int, words: str, workdir: Path, saved: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"  warm-up        {words}" in told(capsys, "plot", f"scheduler.warmup_steps={steps}", "--steps=9")
 
 
 def test_a_long_run_is_looked_at_in_bounded_time_from_its_first_step_to_its_last() -> None:
@@ -176,6 +182,24 @@ def test_leaky_relu_is_drawn_with_the_slope_that_is_given(workdir: Path, saved: 
     assert out.startswith("activation=leaky_relu\n")
     assert out.endswith("\n  figure: activation_leaky_relu.png\n")
     assert (workdir / "activation_leaky_relu.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["--figure", "activation", "selu"], "activation_selu.png"),
+        (["--figure", "selu"], "activation_selu.png"),
+        (["activation", "--figure", "selu"], "activation_selu.png"),
+        (["--figure", "x.png", "selu", "--json"], "x.png"),
+        (["selu", "--figure=x.png"], "x.png"),
+    ],
+)
+def test_the_figure_may_be_asked_for_anywhere(
+    words: list[str], file: str, workdir: Path, saved: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert file in told(capsys, "describe", *words)
+    assert saved[0].get_suptitle() == "activation=selu"
+    assert [path.name for path in workdir.iterdir()] == [file]
 
 
 #: Name, and the law that its docstring states, of a weight with SHAPE's fans.
@@ -250,6 +274,7 @@ def test_a_schedule_is_drawn_with_its_momentum(workdir: Path, saved: list[Any], 
         (["activation", "selu", "model.hidden=[3]", "--figure"], "takes settings of that alone"),
         (["activation", "leaky_relu", "activation.negative_slope=2", "--figure"], "activation.negative_slope"),
         (["activation", "sel", "--figure"], "'selu'"),
+        (["initializer", "auto", "--figure"], "auto is what the activation pairs with: name one, dnnkit describe initializer NAME"),
         (["activation", "selu", "--figure=x.jpg"], "--figure FILE.png"),
         (["activation", "--figure"], "the command is: dnnkit describe GROUP NAME"),
     ],

@@ -30,6 +30,7 @@ from dnnkit.record.journal import METRICS, cut_journals, last_values, read_from,
 from dnnkit.sender import Sender, artifact_root, resolve_uri
 from dnnkit.sender.mark import Mark, Tail
 from dnnkit.sender.sync import sync
+from tests.helpers import eventually
 
 PATIENT = 120.0
 KEYS = ("train/loss", "train/acc", "lr", "grad_norm", "signal/00_dense/second_moment")
@@ -82,14 +83,6 @@ def same(found: dict[str, list[tuple[int, float]]], steps: range) -> bool:
     expected = {key: [(step, value(key, step)) for step in steps] for key in KEYS}
     expected["time/epoch_s"] = [(step, step / 3) for step in steps if step % 100 == 0]
     return repr({key: found[key] for key in sorted(found)}) == repr({key: expected[key] for key in sorted(expected)})  # NaN is not NaN
-
-
-def eventually(condition: Callable[[], Any], timeout: float = PATIENT) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (held := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-    return held
 
 
 def sent(run: Path) -> int:
@@ -420,7 +413,7 @@ def picture(steps: Sequence[int], values: Sequence[float]) -> Any:
     """The dots of a panel with that curve, `(height, width, 3)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = figures._figure(4.6, 3.5)
+    figure = figures.blank_figure(4.6, 3.5)
     figure.add_subplot().plot(steps, values, linewidth=1.2)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -103,8 +103,14 @@ def test_a_notebook_gets_a_table_by_metric_and_part_with_what_is_no_html_escaped
     assert "<tr><th>loss</th><td>0.07251</td><td></td><td>0.125</td></tr>" in shown
     assert "<tr><th>acc</th><td>0.9805</td><td>0.875</td><td></td></tr>" in shown
     assert "runs/&lt;b&gt;" in shown
-    assert "a &amp; b" in shown
+    assert "MLflow <code>a &amp; b</code>" in shown
     assert "signal" not in shown
+
+
+def test_what_is_missing_of_a_run_without_mlflow_are_figures() -> None:
+    shown = result(Path("runs/x"), run_id=None, tracking_uri=None, message="no room")._repr_html_()
+    assert "figures <code>no room</code>" in shown
+    assert "MLflow <code>" not in shown
 
 
 def test_the_interface_is_what_dir_shows_and_each_name_leads_somewhere() -> None:

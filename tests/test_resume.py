@@ -6,12 +6,9 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from dnnkit.registry import schedulers
 from dnnkit.sender.mark import Batch, Mark, Tail
 from dnnkit.training.evaluate import evaluate
 from dnnkit.training.resume import MAY_CHANGE, resume
+from tests.helpers import ask, eventually
 
 QUICK = ("tracking=none", "trainer.progress_bar=false")
 SMALL = ("data.val_size=300", "trainer.limit_train_batches=20", "trainer.log_every_n_steps=7")
@@ -384,48 +382,33 @@ def test_the_command_ends_with_the_report_of_a_run(run: Path, capsys: pytest.Cap
     assert all(name in said for name in MAY_CHANGE)
 
 
-def ask(question: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect("mlflow.db", timeout=30)
-    try:
-        return connection.execute(question).fetchall()
-    finally:
-        connection.close()
-
-
 @pytest.mark.slow
 def test_in_mlflow_it_is_one_run_whose_changes_are_tags_and_whose_rows_are_there_once(workdir: Path) -> None:
     settings = ("tracking=mlflow", "trainer.max_epochs=3", "scheduler=constant", "trainer.log_every_n_steps=4")
     broken = killed("SIGINT", 30, *settings)
     eventually(lambda: json.loads((broken / "sender.json").read_text())["closed"])
-    assert ask("select status from runs") == [("KILLED",)]
+    assert ask(workdir, "select status from runs") == [("KILLED",)]
     stopped = max(row.step for row in rows(broken))
     assert 20 < stopped < 40
-    params = ask("select key, value from params order by key")
-    [(run_id,)] = ask("select run_uuid from runs")
+    params = ask(workdir, "select key, value from params order by key")
+    [(run_id,)] = ask(workdir, "select run_uuid from runs")
     for words in ([run_id], [broken.name, "trainer.max_epochs=4"]):
         done = subprocess.run([sys.executable, "-m", "dnnkit", "resume", *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert f"MLflow run  {run_id}" in done.stdout
         assert str(broken) in done.stdout
-    assert ask("select run_uuid, status from runs") == [(run_id, "FINISHED")]
-    assert ask("select key, value from params order by key") == params
-    tags = dict(ask("select key, value from tags"))
+    assert ask(workdir, "select run_uuid, status from runs") == [(run_id, "FINISHED")]
+    assert ask(workdir, "select key, value from params order by key") == params
+    tags = dict(ask(workdir, "select key, value from tags"))
     assert [(note["from"], note["to"], note["step"]) for note in json.loads(tags["dnnkit.changed.trainer.max_epochs"])] == [(3, 4, 60)]
     assert tags["dnnkit.status"] == "finished"
     journal = [row for row in rows(broken) + read_journal(broken / "timing.jsonl") if not row.key.startswith("signal/")]
-    held = Counter(ask("select step, key, value from metrics where key not like 'signal%'"))
+    held = Counter(ask(workdir, "select step, key, value from metrics where key not like 'signal%'"))
     assert {tuple(row): 1 for row in journal} == {tuple(row): held[tuple(row)] for row in journal}
     # What was written when it was stopped inside the epoch stays in MLflow, and nothing else does.
     assert {step for step, key, value in held if Row(step, key, value) not in set(journal)} == {stopped}
     uploaded = {path.name for path in workdir.glob("mlruns/**/artifacts/config/*")}
     assert uploaded == {"config.yaml", "config.1.yaml", "config.2.yaml", "overrides.yaml", "overrides.1.yaml", "overrides.2.yaml"}
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.1)
 
 
 # What MLflow holds, and what it is sent after the journals were cut back.

@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from dnnkit.record import RunFolder, RunRecord, new_run
 from dnnkit.sender import Outcome, Sender, artifact_root, resolve_uri
 from dnnkit.sender.lines import LineReader, LineWriter
 from dnnkit.sender.sync import sync
+from tests.helpers import ask, eventually
 
 CONFIG = {"name": "digits", "seed": 0, "model": {"hidden": [300, 100]}, "note": "x" * 7000}
 PATIENT = 90.0  # seconds that a loaded machine may take for what takes five
@@ -67,22 +67,6 @@ def trained(folder: Path, uri: str | None = None, steps: int = 25, **facts: Any)
     (run.path / "diagnostics" / "signal.json").write_text("{}")
     run.finish("FINISHED", "finished", 0)
     return run
-
-
-def ask(folder: Path, question: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(folder / "mlflow.db", timeout=30)
-    try:
-        return connection.execute(question).fetchall()
-    finally:
-        connection.close()
-
-
-def eventually(condition: Callable[[], Any], timeout: float = PATIENT) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-    return value
 
 
 def closed_port() -> int:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 from rich.console import Console
 
 from dnnkit import sweep
@@ -191,6 +192,23 @@ def test_an_interval_is_refused_with_values_that_could_be_tried_instead(workdir:
     assert "Did you mean 'optimizer.lr=0.1,1'?" in said
 
 
+def test_an_interval_of_a_study_is_refused_with_its_file(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workdir / "sweeps").mkdir()
+    text = "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      optimizer.lr: interval(0.1,1)\n"
+    (workdir / "sweeps" / "mine.yaml").write_text(text, encoding="utf-8")
+    for command in ([], ["check"]):
+        assert main([*command, "+sweeps=mine", "model.hidden=[5]", *SHORT]) == 2
+        said = capsys.readouterr().err
+        assert "optimizer.lr=interval(0.1,1): is an interval, from which only an adaptive sweeper can draw" in said
+        assert "sweeps/mine.yaml)" in said
+        assert "command line" not in said
+
+
+def test_what_else_hydra_refuses_beside_an_interval_is_told_in_its_words() -> None:
+    (problem,) = sweep._refused(HydraException("no such launcher"), COMPOSER, ["optimizer.lr=interval(0.1,1)"])
+    assert str(problem) == "the sweep: cannot be run: no such launcher."
+
+
 def test_a_bad_value_leaves_no_folder_and_starts_no_run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", "seed=0,1", "optimizer.lr=0.1,-1", *SHORT]) == 2
     assert "greater than 0, got -1 (command line: optimizer.lr=-1)" in capsys.readouterr().err
@@ -258,6 +276,18 @@ def test_a_fault_of_ours_in_one_job_is_noted_and_the_others_run(workdir: Path, m
     monkeypatch.setattr(sweep.Job, "_train", faulty)
     first, second = run_sweep(["seed=0,1", *SHORT], console=QUIET)
     assert (first.exit_code, first.message, second.exit_code) == (1, "ZeroDivisionError: oops", 0)
+
+
+def test_a_fault_of_ours_beside_the_jobs_is_no_mistake_in_the_sweep(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def faulty(_self: sweep.Job, _outcome: sweep.Outcome) -> None:
+        raise TypeError("oops")
+
+    monkeypatch.setattr(sweep.Job, "_train", lambda _self, cfg, _console: untrained(cfg))
+    monkeypatch.setattr(sweep.Job, "_note", faulty)
+    assert main(["-m", "seed=0,1", *SHORT]) == 1
+    assert "internal error: TypeError: oops" in capsys.readouterr().err
 
 
 def test_an_experiment_that_asks_for_a_sweep_gets_one(

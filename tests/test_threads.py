@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pydoc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -13,21 +15,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, fx, nn
 
 import dnnkit
-from dnnkit import plugins
+from dnnkit import plugins, worker
 from dnnkit.config import Trainer
 from dnnkit.loop.graph import Tensors, trace
 from dnnkit.loop.program import program
 from dnnkit.loop.team import CROWD, steady
 from dnnkit.module import Outcome
 from dnnkit.training import crowd
-from dnnkit.training.crowd import Judge, Look, Sleepy, idle_seconds, sharing
+from dnnkit.training.crowd import Judge, Look, Sleepy, idle_seconds, sharing, torchs
 from dnnkit.training.devices import choose_threads, threads_to_prepare
 from dnnkit.training.evaluate import evaluate
+from dnnkit.training.finished import recorded_threads
+from dnnkit.training.place import Place
 from dnnkit.training.resume import resume
-from dnnkit.training.run import prepare_run
+from dnnkit.training.run import _how, prepare_run
 from dnnkit.training.work import multiplications, typical
 
 plugins.load()
@@ -87,17 +92,17 @@ def test_threads_follow_from_network_batch_size_cores_and_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
-    assert choose_threads(Trainer(), network, inputs, batch, device) == threads
-    assert choose_threads(Trainer(threads=3), network, inputs, batch, device) == 3
-    assert choose_threads(Trainer(threads=None), network, inputs, batch, device) == cores, "as it was before there was auto"
+    assert choose_threads(Trainer(), network, inputs, batch, device) == (threads, "")
+    assert choose_threads(Trainer(threads=3), network, inputs, batch, device) == (3, "")
+    assert choose_threads(Trainer(threads=None), network, inputs, batch, device) == (cores, ""), "as it was before there was auto"
 
 
 def test_a_rank_takes_threads_for_its_share_of_the_minibatch_and_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr("dnnkit.training.devices._cores", lambda: 64)
     network = mlp(784, 300, 100, 10)
-    assert choose_threads(Trainer("ddp_cpu", devices=2), network, (784,), 128, CPU) == 3
-    assert choose_threads(Trainer("ddp_cpu", devices=32), mlp(784, 9000, 10), (784,), 1024, CPU) == 2
+    assert choose_threads(Trainer("ddp_cpu", devices=2), network, (784,), 128, CPU) == (3, "")
+    assert choose_threads(Trainer("ddp_cpu", devices=32), mlp(784, 9000, 10), (784,), 1024, CPU) == (2, "")
 
 
 class Deciding(nn.Module):
@@ -109,7 +114,30 @@ class Deciding(nn.Module):
 
 def test_a_network_that_does_not_tell_its_work_gets_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert choose_threads(Trainer(), Deciding(), (3,), 8, CPU) == 4
+    threads, reason = choose_threads(Trainer(), Deciding(), (3,), 8, CPU)
+    assert threads == 4
+    assert reason.startswith("how much work a minibatch is cannot be told without data (")
+
+
+def test_a_run_whose_work_cannot_be_told_says_why_it_has_all_threads(
+    workdir: Path, two_threads: None, unrecorded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untold(*_: object) -> list[int]:
+        raise ValueError("its way depends on [values]")
+
+    monkeypatch.setattr("dnnkit.training.devices.multiplications", untold)
+    console = Console(file=io.StringIO(), width=80)
+    result = dnnkit.train(dnnkit.compose([*QUIET]), console=console)
+    reason = "how much work a minibatch is cannot be told without data (its way depends on [values])"
+    for said in (console.file.getvalue(), (result.run_dir / "run.log").read_text()):  # type: ignore[attr-defined]
+        assert f"2 CPU threads (trainer.threads=auto: {reason})" in said
+    ranks = [*_how(replace(prepare_run(dnnkit.compose([*QUIET])), threads=2), Place(0, 2, 0, 0, 1))]
+    assert ranks[1] == f"2 CPU threads: {reason}"
+
+
+def test_a_batch_larger_than_the_data_is_as_much_work_as_the_data_are(two_threads: None) -> None:
+    """300 · 100 multiply-adds in the second layer, for each of some hundred irises."""
+    assert prepare_run(dnnkit.compose([*QUIET, "data=iris", "data.batch_size=100000"])).threads == 1
 
 
 def test_before_the_network_is_known_one_thread_computes_so_that_its_digits_are_the_same_on_any_machine() -> None:
@@ -127,15 +155,68 @@ def test_the_count_is_in_the_record_and_the_config_says_auto(workdir: Path, two_
     assert "threads: auto" in (result.run_dir / "config" / "config.yaml").read_text()
     assert "2 CPU threads (trainer.threads=auto)" in (result.run_dir / "run.log").read_text()
 
-    # A run is gone on with as it began, whatever the rule would say now.
+    # A run is gone on with as it began, whatever the rule would say now, and however many there are.
     monkeypatch.setattr("dnnkit.training.devices._WORTH_A_THREAD", 10**12)
     assert prepare_run(cfg).threads == 1
+    torch.set_num_threads(1)
+    measuring = noted(monkeypatch, "dnnkit.training.evaluate._measure")
     assert evaluate(result.run_dir).metrics["loss"] == result.metrics["test/loss"]
-    seen: list[int] = []
-    monkeypatch.setattr("dnnkit.training.run.sharing", lambda threads: seen.append(threads) or nullcontext())
+    assert measuring == [2]
+    training = noted(monkeypatch, "dnnkit.training.run._execute")
     resume(result.run_dir, ["trainer.max_epochs=2"])
-    assert seen == [2]
+    assert training == [2]
     assert json.loads((result.run_dir / "environment" / "environment.json").read_text())["threads"] == 2
+
+
+def noted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """How many threads there are wherever the function of this name is called."""
+    counts: list[int] = []
+    function = pydoc.locate(name)
+    assert callable(function)
+    monkeypatch.setattr(name, lambda *given, **named: (counts.append(torch.get_num_threads()), function(*given, **named))[1])
+    return counts
+
+
+def test_the_one_thread_that_served_a_gpu_is_not_what_a_cpu_computes_with(
+    workdir: Path, two_threads: None, unrecorded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = dnnkit.compose([*QUIET, "trainer.threads=auto"])
+    result = dnnkit.train(cfg)
+    monkeypatch.setattr("dnnkit.training.devices._WORTH_A_THREAD", 100_000)
+    path = result.run_dir / "environment" / "environment.json"
+    assert json.loads(path.read_text())["threads"] == recorded_threads(result.run_dir) == 1
+    path.write_text(json.dumps({"device": "cuda:0", "threads": 1}))
+    assert recorded_threads(result.run_dir) is None
+    measuring, training = (noted(monkeypatch, f"dnnkit.training.{name}") for name in ("evaluate._measure", "run._execute"))
+    evaluate(result.run_dir)
+    resume(result.run_dir, ["trainer.max_epochs=2"])
+    assert measuring == training == [2]
+    assert recorded_threads(result.run_dir) == 2, "from here on it is a run on a CPU"
+
+
+def test_data_are_prepared_with_one_thread_by_a_run_its_evaluation_and_its_other_ranks(
+    workdir: Path, two_threads: None, unrecorded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dnnkit.training.devices._WORTH_A_THREAD", 100_000)
+    here, there = (noted(monkeypatch, f"dnnkit.training.{name}.load_data") for name in ("run", "evaluate"))
+    result = dnnkit.train(dnnkit.compose([*QUIET]))
+    evaluate(result.run_dir)
+    assert here == there == [1]
+
+    # A rank takes what the first one has written down, whatever the rule would say now.
+    monkeypatch.setattr("dnnkit.training.devices._WORTH_A_THREAD", 10**12)
+    given: list[int] = []
+    for name in ("connect", "hear_verdict", "say_done", "signal.signal"):
+        monkeypatch.setattr(f"dnnkit.worker.{name}", lambda *_: None)
+    monkeypatch.setattr("dnnkit.worker.sharing", lambda threads: given.append(threads) or nullcontext())
+    monkeypatch.setattr("dnnkit.training.fit.train_along", lambda *_: given.append(torch.get_num_threads()))
+    for recorded, threads in ({"device": "cpu", "threads": 2}, 2), ({"device": "cuda:0", "threads": 2}, 1):
+        (result.run_dir / "environment" / "environment.json").write_text(json.dumps(recorded))
+        torch.set_num_threads(2)
+        worker._work(result.run_dir, Place(1, 2, 1, 0, 1), None)  # type: ignore[arg-type]
+        assert given == [threads, threads]
+        given.clear()
+    assert here == [1, 1, 1]
 
 
 def objective(net: nn.Module, x: Tensor, y: Tensor) -> Outcome:
@@ -197,12 +278,12 @@ def test_an_operation_whose_bits_depend_on_the_threads_keeps_them(two_threads: N
     assert not steady(graph.call_function(torch.ops.dnnkit_test_threads.counting.default, (x,)), 2)
 
 
-@pytest.mark.parametrize(("rows", "verdict"), [(64, True), (128, True), (77, False), (129, False)])
+@pytest.mark.parametrize(("rows", "verdict"), [(64, True), (128, True), (154, False), (129, False)])
 def test_an_elementwise_operation_gives_way_where_its_parts_are_whole_vectors(rows: int, verdict: bool, two_threads: None) -> None:
     """300 numbers a row: 64 rows are too few to divide; half of 128 are 19,200 = 300 · 64 numbers, half of 129 are 19,350."""
     graph = fx.Graph()
     x = graph.placeholder("x")
-    x.meta["val"] = torch.ones(rows * (1 if rows != 77 else 2), 300)
+    x.meta["val"] = torch.ones(rows, 300)
     assert steady(graph.call_function(torch.ops.aten.elu.default, (x,)), 2) == verdict
 
 
@@ -262,19 +343,61 @@ def test_who_is_alone_or_has_said_how_threads_wait_is_not_watched() -> None:
             assert not watched()
 
 
+class Told:
+    """In the place of `Sleepy`: what it was told."""
+
+    def __init__(self) -> None:
+        self.words: list[bool] = []
+
+    def be(self, wanted: bool) -> None:
+        self.words.append(wanted)
+
+
+def eventually(so: Callable[[], bool]) -> bool:
+    return any(so() or threading.Event().wait(0.005) for _ in range(1000)) or so()
+
+
 @LINUX
-def test_the_watcher_says_when_others_take_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watcher_says_when_others_take_the_cores_and_has_threads_sleep_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crowd, "_EVERY_S", 0.005)
-    start = Look.now()
+    start, told = Look.now(), Told()
     looks = iter([start, *(replace(start, at=start.at + number) for number in range(1, 10_000))])  # nothing idle, nothing of our own
     monkeypatch.setattr(crowd.Look, "now", classmethod(lambda cls: next(looks)))
+    monkeypatch.setattr(crowd, "Sleepy", lambda: told)
     with sharing(2, {}):
-        for _ in range(1000):
-            if CROWD.here:
-                break
-            threading.Event().wait(0.005)
-        assert CROWD.here
+        assert eventually(lambda: CROWD.here and True in told.words)
     assert not CROWD.here
+    assert told.words[-1] is False
+
+
+@LINUX
+def test_a_kernel_that_stops_telling_ends_the_watch_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(crowd, "_EVERY_S", 0.005)
+    start, told, moments = Look.now(), Told(), iter((0.0, 0.0, 1.0))
+
+    def now(cls: type[Look]) -> Look:
+        try:
+            return replace(start, at=start.at + next(moments))
+        except StopIteration:
+            raise OSError("no /proc/stat") from None
+
+    monkeypatch.setattr(crowd.Look, "now", classmethod(now))
+    monkeypatch.setattr(crowd, "Sleepy", lambda: told)
+    with sharing(2, {}):
+        assert eventually(lambda: not any(thread.name == "dnnkit-crowd" for thread in threading.enumerate()))
+        assert not CROWD.here
+    assert told.words == [True, False]
+    assert capfd.readouterr().err == ""
+
+
+def test_the_libgomp_is_pytorchs_and_no_other_packages() -> None:
+    maps = "7f0 r-xp 0 fe:00 1  /env/site-packages/scikit_learn.libs/libgomp-e985.so.1.0.0\n7f1 r-xp 0 fe:00 2  {}\n"
+    home = Path("/env/site-packages/torch")
+    for ours in (f"{home}/lib/libgomp.so.1", f"{home}.libs/libgomp-a34b.so.1", "/usr/lib/x86_64-linux-gnu/libgomp.so.1.0.0"):
+        assert torchs(maps.format(ours), home) == ours
+    assert torchs(maps.format("/usr/lib/libc.so.6"), home) is None
 
 
 def test_auto_is_a_word_of_the_config_and_others_are_refused() -> None:

@@ -21,9 +21,10 @@ from torch import nn
 
 import dnnkit
 from dnnkit.checkpoint import RunState, load
-from dnnkit.errors import ConfigError, DataError, DivergedError
-from dnnkit.record import read_journal
+from dnnkit.errors import ConfigError, DataError, DiskError, DivergedError
+from dnnkit.record import RunFolder, read_journal
 from dnnkit.registry import activations, data_sources, schedulers
+from dnnkit.training import diagnose
 from dnnkit.training.summary import layers
 
 QUICK = ("tracking=none", "trainer.progress_bar=false", "trainer.max_epochs=2")
@@ -206,6 +207,26 @@ def test_a_run_that_diverges_is_recorded_as_diverged(workdir: Path) -> None:
     assert caught.value.exit_code == 5
     record = run_json(workdir)
     assert (record["status"], record["dnnkit_status"], record["exit_code"]) == ("FAILED", "diverged", 5)
+
+
+@pytest.mark.parametrize("unwritten", ["write_engine", "finish", "write_verdicts"])
+def test_a_run_that_diverges_says_so_also_where_the_disk_is_full(
+    unwritten: str, workdir: Path, unrecorded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be written after that is told beside it."""
+    write_verdicts = diagnose.write_verdicts
+
+    def full(*given: Any) -> None:
+        if unwritten == "write_verdicts" and "diverged" not in given[1]:
+            return write_verdicts(*given)
+        raise DiskError("cannot write")
+
+    monkeypatch.setattr(diagnose if unwritten == "write_verdicts" else RunFolder, unwritten, full)
+    with pytest.raises(DivergedError):
+        train("optimizer.lr=1e30", "scheduler=constant")
+    if unwritten != "finish":  # when the log is closed
+        (log,) = workdir.glob("runs/*/run.log")
+        assert "WARNING dnnkit: cannot write" in log.read_text()
 
 
 @pytest.mark.usefixtures("registries")

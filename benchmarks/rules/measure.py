@@ -19,7 +19,7 @@ import dnnkit
 from benchmarks.rules.scenarios import COMMON, Scenario, finding, tried
 from dnnkit.errors import DivergedError
 
-_QUIET = ("trainer=cpu", "trainer.threads=1", "trainer.progress_bar=false", "tracking=none")
+_QUIET = ("trainer.threads=1", "trainer.progress_bar=false", "tracking=none")
 SIDES = ("bad", "mended")
 
 
@@ -66,7 +66,8 @@ def accuracy(overrides: Sequence[str]) -> float | None:
     """The share of right answers on the test set, by the weights that were best in validation; None for a run that diverged."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(Figure, "savefig", _no_picture):
         try:
-            result = dnnkit.train(dnnkit.compose([*overrides, *_QUIET, f"tracking.runs={folder}"]))
+            trainer = () if any(word.startswith("trainer=") for word in overrides) else ("trainer=cpu",)
+            result = dnnkit.train(dnnkit.compose([*overrides, *trainer, *_QUIET, f"tracking.runs={folder}"]))
         except DivergedError:
             return None
     return round(result.metrics["test/acc"], 4)

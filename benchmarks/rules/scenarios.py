@@ -155,7 +155,7 @@ SCENARIOS = (
         "unsynchronised_batch_norm",
         "5 ReLU layers, two processes",
         f"activation=relu normalization=batch_norm trainer=ddp_cpu trainer.devices=2 {_FIVE}",
-        seeds=(),
+        instead="trainer.sync_batch_norm=true",
     ),
     Scenario(
         "wide_weights_before_saturation",

@@ -20,6 +20,8 @@ from dnnkit.registry import KINDS
 
 #: What a subcommand's usage line says it takes: an option with the value that it has, if it has one.
 _OPTION = re.compile(r"(?<![\w-])(--?[a-z][\w-]*)(?:[ =]\[?([A-Za-z][\w.|]*))?")
+#: A setting of the config that a usage line names, such as `[tracking.uri=URI]`; where others may follow it, it says so by a `…`.
+_SETTING = re.compile(r"\[([a-z_.]+=)[A-Z]+\]")
 _OPTION_LINE = re.compile(r"^  (?:(-\w), )?(--[\w-]+)(?: [A-Z]+)? {2,}(\S.*)$", re.MULTILINE)
 #: Settings whose value is the path of a file or folder.
 _PATHS = ("path", "root", "runs")
@@ -44,9 +46,14 @@ class Candidate:
 
 @dataclass
 class Usage:
-    """What a subcommand takes: options with the value of each, "" for a flag, and the words that stand by themselves, by place."""
+    """What a subcommand takes.
+
+    `options` with the value of each, "" for a flag; the words that stand by themselves, by place; and, where not every setting
+    can be overridden, the `settings` that can, at any place.
+    """
 
     options: dict[str, str] = field(default_factory=dict)
+    settings: list[str] = field(default_factory=list)
     about: dict[str, str] = field(default_factory=dict)
     places: list[set[str]] = field(default_factory=list)
 
@@ -56,7 +63,8 @@ class Usage:
         found = cls()
         for line in text.split("\n\n")[0].splitlines():
             found.options |= dict(_OPTION.findall(line))
-            bare = [word.strip("[]…") for word in _OPTION.sub("", line).split()[2:]]
+            found.settings += _SETTING.findall(line)
+            bare = [word.strip("[]…") for word in _SETTING.sub("", _OPTION.sub("", line)).split()[2:]]
             for place, word in enumerate(word for word in bare if word):
                 found.places += [set()] * (place + 1 - len(found.places))
                 found.places[place] = found.places[place] | {"OVERRIDES" if "=" in word else word}
@@ -90,7 +98,7 @@ class _Line:
     ) -> None:
         self.words, self.commands = list(words), commands
         bare = [word for word in words if word in commands]
-        self.command = bare[0] if bare and not any("=" in word for word in words[: words.index(bare[0])]) else None
+        self.command = bare[0] if bare and not any(map(_is_override, words[: words.index(bare[0])])) else None
         self.usage = Usage.of(help_of(commands[self.command]) if self.command else _main_usage(help_text))
         self.options = _options(words, self.usage)
         self.config = Known(held, words, self.options.get("--config-dir"))
@@ -121,12 +129,14 @@ class _Line:
 
     def _bare(self, current: str) -> Iterator[Candidate]:
         if self.command is None:
-            if not any("=" in word for word in self.words):
+            if not any(map(_is_override, self.words)):
                 yield from (Candidate(name, _first_sentence(command)) for name, command in self.commands.items())
             yield from self.config.overrides(current)
             return
         after = self.words[self.words.index(self.command) + 1 :]
-        place = len(_without_options(after, self.usage))
+        bare = _without_options(after, self.usage)
+        yield from (Candidate(setting) for setting in self.usage.settings if not any(word.startswith(setting) for word in bare))
+        place = sum(not word.startswith(tuple(self.usage.settings)) for word in bare)
         for what in sorted(self.usage.at(place)):
             yield from self._place(what, current, after)
 
@@ -250,6 +260,11 @@ def help_of(command: Callable[[list[str]], int]) -> str:
     with redirect_stdout(text):
         command(["--help"])
     return text.getvalue()
+
+
+def _is_override(word: str) -> bool:
+    """Whether a word sets something in the config; `--config-dir=D` does not."""
+    return "=" in word and not word.startswith("-")
 
 
 def _main_usage(help_text: str) -> str:

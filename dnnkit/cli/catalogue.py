@@ -219,11 +219,14 @@ def everywhere(name: str) -> list[tuple[str, str]]:
     return exact or [(group, full) for group, full in named if full.rpartition("/")[2] == name]
 
 
-def found_group(name: str) -> str:
-    """The one group that has this choice, in the full name of `everywhere`. ConfigError for none, or for several, with the commands."""
-    found = everywhere(name)
+def found_choice(name: str) -> tuple[str, str]:
+    """The one choice of this name: its group and its full name. ConfigError for none, or for several, with the commands.
+
+    The name of a group is that of a choice in this group, such as dropout, or of none.
+    """
+    found = [one for one in everywhere(name) if name not in LISTED or one[0] == name]
     if len(found) == 1:
-        return found[0][0]
+        return found[0]
     if found:
         commands = "".join(f"\n      dnnkit describe {group} {full}" for group, full in found)
         raise ConfigError([Problem(name, f"is the name of {len(found)} choices:{commands}\n    Type one of these")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 from dnnkit.cli.candidates import Candidate, candidates
 from dnnkit.cli.discover import asks_help
 from dnnkit.cli.shells import SCRIPTS
-from dnnkit.cli.stored import last
+from dnnkit.cli.stored import elsewhere, last
 from dnnkit.disk import user_cache
 from dnnkit.errors import ConfigError, Problem, nearest
 
@@ -121,4 +120,4 @@ def _warm() -> None:
     mark.touch()
     command = [sys.executable, "-m", "dnnkit", "list"]
     nowhere = subprocess.DEVNULL
-    subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True, env={**os.environ})
+    subprocess.Popen(command, cwd=elsewhere(mark.parent), stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)

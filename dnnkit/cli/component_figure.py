@@ -22,6 +22,11 @@ def draw_component(group: str, name: str, overrides: Sequence[str], path: Path) 
     if group not in DRAWN:
         there = ", ".join(f"dnnkit describe {one} NAME --figure" for one in (*DRAWN, "data"))
         raise ConfigError([Problem("--figure", f"there is none of {group}={name}; there are: {there}", nearest(group, (*DRAWN, "data")))])
+    from dnnkit.cli.catalogue import switches
+
+    if name in switches(group, {}):
+        message = f"{name} is {switches(group, {})[name]}: name one, dnnkit describe {group} NAME --figure"
+        raise ConfigError([Problem(f"{group}={name}", message)])
     foreign = [word for word in overrides if not word.startswith(f"{group}.")]
     if foreign:
         message = f"the figure of {group}={name} takes settings of that alone: {group}.SETTING=VALUE"

@@ -60,7 +60,7 @@ def describe(words: list[str]) -> int:
         return 0
     from dnnkit.cli.catalogue import page, record
 
-    rest = _with_group(rest)
+    rest = _with_group(_figure_last(rest))
     if rest[:1] == ["data"] and len(rest) >= 2:
         return _describe_data(rest[1], rest[2:], as_json)
     from dnnkit.cli.component_figure import asks_figure
@@ -89,9 +89,17 @@ def _describe_drawn(words: list[str], as_json: bool) -> int:
     return 0
 
 
+def _figure_last(words: list[str]) -> list[str]:
+    """The words with `--figure [FILE.png]`, which may stand anywhere, behind all others."""
+    place = next((place for place, word in enumerate(words) if word.partition("=")[0] == "--figure"), len(words))
+    file = words[place + 1 : place + 2] if words[place : place + 1] == ["--figure"] else []
+    end = place + 1 + any(word.lower().endswith(".png") for word in file)
+    return [*words[:place], *words[end:], *words[place:end]]
+
+
 def _with_group(words: list[str]) -> list[str]:
     """The words with the group put before a name that stands by itself, also `activation=selu` taken apart."""
-    from dnnkit.cli.catalogue import LISTED, everywhere, found_group
+    from dnnkit.cli.catalogue import found_choice
 
     if not words or words[0].startswith("-"):
         return words
@@ -100,10 +108,7 @@ def _with_group(words: list[str]) -> list[str]:
         return [group, name, *words[1:]]
     if len(words) > 1 and "=" not in words[1] and not words[1].startswith("-"):
         return words
-    if words[0] in LISTED and not [known for known in everywhere(words[0]) if known[0] == words[0]]:
-        return words
-    group = found_group(words[0])
-    return [group, next(full for known, full in everywhere(words[0]) if known == group), *words[1:]]
+    return [*found_choice(words[0]), *words[1:]]
 
 
 def _describe_data(name: str, words: list[str], as_json: bool) -> int:

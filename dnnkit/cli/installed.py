@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 #: What dnnkit cannot do without, by the name that Python imports; the value is the name that pip installs.
@@ -35,19 +37,29 @@ def missing_package(error: ModuleNotFoundError, words: Sequence[str]) -> str | N
     if top not in NEEDED:
         return None
     cause = f"dnnkit needs the package {NEEDED[top]}, which is not installed for this Python ({sys.executable})."
-    return "\n".join([cause, *(f"  {line}" for line in _what_to_type(words))])
+    return "\n".join([cause, *(f"  {line}" for line in _what_to_type(words, NEEDED[top]))])
 
 
-def _what_to_type(words: Sequence[str]) -> list[str]:
+def _what_to_type(words: Sequence[str], package: str) -> list[str]:
     checkout = Path(__file__).parent.parent.parent
     if not (checkout / "pyproject.toml").is_file():
-        return ["install it with all that it needs: python -m pip install --force-reinstall dnnkit"]
-    python = checkout / ".venv" / "bin" / "python"
-    typed = shlex.join([_from_here(python), "-m", "dnnkit", *words])
-    if python.exists():
+        return ["install it for this Python:", f"  {shlex.join([sys.executable, '-m', 'pip', 'install', _requirement(package)])}"]
+    made = checkout / ".venv"
+    typed = shlex.join([_from_here(made / "bin" / "python"), "-m", "dnnkit", *words])
+    # The mark is `make run`'s last act. Where this very Python is that of .venv, not everything is in it any more.
+    if any(made.glob(".ready-*")) and Path(sys.prefix).resolve() != made.resolve():
         return ["`make run` has installed everything in .venv; type:", f"  {typed}"]
     inside = "" if Path.cwd() == checkout else f"cd {shlex.quote(_from_here(checkout))} && "
     return ["make .venv, with everything in it, and train the default network once; then use it:", f"  {inside}make run", f"  {typed}"]
+
+
+def _requirement(package: str) -> str:
+    """The package with the versions that dnnkit works with, as far as its own installation says."""
+    try:
+        declared = requires("dnnkit") or ()
+    except PackageNotFoundError:
+        return package
+    return next((line for line in declared if re.match(r"[\w.-]+", line)[0] == package), package)  # type: ignore[index]
 
 
 def _from_here(path: Path) -> str:

@@ -48,7 +48,7 @@ To see what there is:
   dnnkit completion bash             the script by which bash, zsh or fish completes all of this at the TAB key
 
 To look at the runs, and to go on from one; RUN is its folder, or the 8 letters at the end of the folder's name:
-  dnnkit ui [RUN]                    MLflow on the page of all runs, or of one
+  dnnkit ui [RUN]                    MLflow on the page of the runs of an experiment, by default dnnkit, or of one run
   dnnkit evaluate RUN                measure its weights again, on its own data or on others
   dnnkit predict RUN --input FILE --output FILE   classes and probabilities, or values, for new rows or arrays
   dnnkit fuse RUN                    fold batch normalization into the layers, for faster predictions

@@ -9,6 +9,8 @@ from dnnkit.errors import ConfigError, Problem, nearest
 
 #: Options that may stand before a subcommand, with the number of words that follow each.
 _LEADING = {"-m": 0, "--multirun": 0, "--config-dir": 1, "-cd": 1, "--cfg": 0, "-c": 0, "--json": 0, "-h": 0, "--help": 0}
+#: Groups whose choices are added to the config by a plus.
+_ADDED = ("experiment", "sweeps")
 _TRAIN = ("train", "run", "fit", "start", "go", "training", "experiment")
 _SWEEP = ("sweep", "sweeps", "multirun", "search", "tune", "optimise", "optimize", "hpo", "grid", "study")
 #: The names that commands have in other programs.
@@ -34,9 +36,9 @@ def no_such_command(words: Sequence[str], commands: Collection[str]) -> Problem:
     """That the first word is no subcommand, with the command that was meant."""
     word, *rest = words
     if word in _TRAIN:
-        return Problem(word, "is no command: to train, leave the word out", (_command(rest),))
+        return Problem(word, "is no command: to train, leave the word out", (_training([_chosen(part, "experiment") for part in rest]),))
     if word in _SWEEP:
-        return Problem(word, "is no command: a sweep is run by -m", (_command(["-m", *(part for part in rest if part != "-m")]),))
+        return Problem(word, "is no command: a sweep is run by -m", (_training(["-m", *(_chosen(part, "sweeps") for part in rest)]),))
     message = f"there is no such command; there are: {', '.join(commands)}"
     known = _COMMANDS.get(word, "")
     if known.partition(" ")[0] in (*commands, "--cfg"):
@@ -48,9 +50,27 @@ def _choosing(name: str, rest: Sequence[str]) -> tuple[str, ...]:
     """The commands that train with what a bare name chooses."""
     from dnnkit.cli.catalogue import everywhere
 
-    plus = ("experiment", "sweeps")
-    chosen = [f"+{group}={full}" if group in plus else f"{group}={full}" for group, full in everywhere(name)]
-    return tuple(_command([*(["-m"] if word.startswith("+sweeps") else []), word, *rest]) for word in chosen[:3])
+    return tuple(_training([_choice(group, full), *rest]) for group, full in everywhere(name)[:3])
+
+
+def _chosen(word: str, first: str) -> str:
+    """The override that a bare name stands for, that of the group `first` before those of others; any other word as it is."""
+    from dnnkit.cli.catalogue import everywhere
+
+    if "=" in word or word.startswith("-"):
+        return word
+    found = sorted(everywhere(word), key=lambda one: one[0] != first)
+    return _choice(*found[0]) if found else word
+
+
+def _choice(group: str, name: str) -> str:
+    return f"{'+' * (group in _ADDED)}{group}={name}"
+
+
+def _training(words: Sequence[str]) -> str:
+    """The command that trains with these words, a sweep where one of them asks for it."""
+    sweep = any(word in ("-m", "--multirun") or word.startswith("+sweeps=") for word in words)
+    return _command([*["-m"] * sweep, *(word for word in words if word not in ("-m", "--multirun"))])
 
 
 def bare_word(word: str, before: str, commands: Collection[str]) -> Problem | None:
@@ -64,8 +84,12 @@ def bare_word(word: str, before: str, commands: Collection[str]) -> Problem | No
 
 
 def no_such_option(word: str, value: str, known: Sequence[str], commands: Collection[str]) -> Problem:
-    """That there is no such option, with the option, the subcommand or the override that was meant; `value` is the next word."""
+    """That there is no such option, with the option, the subcommand or the override that was meant.
+
+    `value` is the next word, which is the option's where it is neither an override nor another option.
+    """
     name, equals, given = word.partition("=")
+    value = "" if "=" in value or value.startswith("-") else value
     key = name.lstrip("-")
     message = f"there is no such option; there are: {', '.join(known)}"
     if key in commands:

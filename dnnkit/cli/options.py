@@ -33,7 +33,7 @@ def parse_options(words: Sequence[str], commands: Collection[str] = ()) -> Optio
             found["config_dir"] = word.partition("=")[2] if "=" in word else next(rest, "")
         elif word.startswith("-"):
             known = ("--multirun", "--config-dir", "--cfg", "--version", "--help", "-m", "-h")
-            raise ConfigError([no_such_option(word, next((after for after in rest if "=" not in after), ""), known, commands)])
+            raise ConfigError([no_such_option(word, next(rest, ""), known, commands)])
         else:
             problem = bare_word(word, overrides[-1] if overrides else "", commands) if "=" not in word else None
             if problem is not None:

@@ -141,9 +141,9 @@ def _text(label: str, plan: Plan) -> Iterator[str]:
     if plan.momentum is not None:
         yield f"  momentum       {_course(plan.momentum, plan.total)}"
     if plan.warmup:
-        yield f"  warm-up        the first {plan.warmup:,} steps"
+        yield f"  warm-up        the first {f'{plan.warmup:,} steps' if plan.warmup > 1 else 'step'}"
     if plan.follows is not None:
-        yield f"  follows        {plan.follows}: the rate is cut when it gets no better; shown as if it always did"
+        yield f"  follows        {plan.follows}: the rate is cut when it gets no better; shown as if the metric got better every time"
 
 
 def _course(planned: Planned, total: int) -> str:

@@ -163,6 +163,15 @@ def _hidden(names: Iterable[str], files: Iterable[str]) -> bool:
     return any(file.startswith(os.path.join(here, "")) and not _installed(file, here) for file in files)
 
 
+def elsewhere(folder: Path) -> Path:
+    """Where `python -m dnnkit` makes what the working folder can use: `folder`, which has no random.py that Python would take for its own.
+
+    A checkout is looked in wherever one stands; what is kept for it as the working folder has to be made in it.
+    """
+    here = os.getcwd()
+    return Path(here) if _elsewhere(here) else folder
+
+
 def _elsewhere(here: str) -> list[str]:
     """The folders after the first that name the working folder too, as a checkout's installation does."""
     return [folder for folder in sys.path[1:] if folder == here]

@@ -20,7 +20,7 @@ def _refuse(self: object, *given: object, **named: object) -> NoReturn:
 class FrozenList(list[Any]):
     """A list in a config. A copy of it is an ordinary list."""
 
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = append = extend = insert = pop = remove = clear = sort = reverse = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = append = extend = insert = pop = remove = clear = sort = reverse = _refuse
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         return list, (list(self),)
@@ -29,7 +29,7 @@ class FrozenList(list[Any]):
 class FrozenDict(dict[str, Any]):
     """A mapping in a config. A copy of it is an ordinary one."""
 
-    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         return dict, (dict(self),)
@@ -66,18 +66,25 @@ class Node(FrozenDict):
 
 if TYPE_CHECKING:
     # Every component's node is a `Node`; these say which settings all components of a kind have.
-    class DataNode(Node, DataSettings): ...
+    class DataNode(Node, DataSettings):
+        """A data source."""
 
-    class ModelNode(Node, ModelSettings): ...
+    class ModelNode(Node, ModelSettings):
+        """A model."""
 
-    class NormalizationNode(Node, NormalizationSettings): ...
+    class NormalizationNode(Node, NormalizationSettings):
+        """A normalization, or `none`."""
 
-    class DropoutNode(Node, DropoutSettings): ...
+    class DropoutNode(Node, DropoutSettings):
+        """A dropout, or `none`."""
 
     class OptimizerNode(Node, OptimizerSettings):
+        """An optimizer."""
+
         lr: float
 
-    class SchedulerNode(Node, SchedulerSettings): ...
+    class SchedulerNode(Node, SchedulerSettings):
+        """A scheduler."""
 
     class _Keys(Top):
         """A config's keys and their types."""
@@ -113,6 +120,8 @@ class Config(_Keys):
 
     overrides: tuple[str, ...]
     config_dir: str | None
+    _values: FrozenDict
+    _parts: dict[str, Any]
 
     def __init__(self, values: Mapping[str, Any], overrides: Sequence[str] = (), config_dir: str | None = None) -> None:
         parts = {key: _part(key, value) for key, value in values.items()}

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from dnnkit.errors import ConfigError, Problem, nearest
 from dnnkit.registry import REGISTRIES
-from dnnkit.schema import own_values
+from dnnkit.schema import Keyed, own_values
 
 Factor = float | tuple[float, float]
 """What a schedule gives for a step: the factor of the peak rate, or that and the momentum."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -86,10 +86,16 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _sizes(network: Callable[[Tensor], object], x: Tensor) -> list[int]:
+def run_hollow(network: nn.Module, x: Tensor, seen_by: TorchDispatchMode) -> None:
+    """A forward pass, every operation of which is `seen_by` a mode."""
     # A network that draws random numbers on the CPU whatever its device takes none from training.
-    with torch.random.fork_rng(devices=()), torch.no_grad(), _Sizes() as sizes:
+    with torch.random.fork_rng(devices=()), torch.no_grad(), seen_by:
         network(x)
+
+
+def _sizes(network: nn.Module, x: Tensor) -> list[int]:
+    sizes = _Sizes()
+    run_hollow(network, x, sizes)
     return [x.numel() * x.element_size(), *sizes.made]
 
 

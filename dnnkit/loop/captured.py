@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,6 +27,7 @@ Kind = Literal["captured", "compiled"]
 COMPILED_BOUND = 1e-4
 
 
+Pairs = tuple[tuple[Tensor, Tensor], ...]
 Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.Size, tuple[int, ...], torch.dtype]
 
 
@@ -107,10 +108,17 @@ def capture(
         raise CannotCapture(f"its operations cannot be recorded ({_first_line(error)})") from error
     # Gradients that are added up must not lie where the next minibatch's are put.
     kept = (4 if traced.penalized else 3) + (len(traced.reached) if divisor > 1 else 0)
+    return _first_equal(_programs(traced, net, x, y, kept, kind), traced, net, batches, wanted, kind)
+
+
+def _first_equal(
+    programs: Iterable[Callable[[], Program]], traced: Traced, net: nn.Module, batches: Pairs, wanted: list[Trial], kind: Kind
+) -> StepGraph:
+    """The first that does what the eager step does. Raises CannotCapture, with the reason against the last."""
     reason = None
-    for make in _programs(traced, net, x, y, kept, kind):
+    for make in programs:
         try:
-            step, reason = _verified(_step_graph(net, make(), traced, form(x, y)), batches, wanted, kind)
+            step, reason = _verified(_step_graph(net, make(), traced, form(*batches[0])), batches, wanted, kind)
         except Exception as error:
             step, reason = None, f"running it failed ({_first_line(error)})"
         if step is not None:
@@ -144,9 +152,7 @@ def _step_graph(net: nn.Module, run: Program, traced: Traced, made_for: Form) ->
     return StepGraph(run, made_for, reached, traced.penalized, net, read, [tensor.data_ptr() for tensor in read])
 
 
-def _verified(
-    step: StepGraph, batches: tuple[tuple[Tensor, Tensor], ...], wanted: list[Trial], kind: Kind
-) -> tuple[StepGraph | None, str | None]:
+def _verified(step: StepGraph, batches: Pairs, wanted: list[Trial], kind: Kind) -> tuple[StepGraph | None, str | None]:
     """The step, with the copies that it needs, or None and what it does otherwise than the eager one."""
     alike = equal if kind == "captured" else near(COMPILED_BOUND)
     step = _with_own_memory(step, *batches[0], wanted[0])

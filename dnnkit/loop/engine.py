@@ -18,7 +18,7 @@ from dnnkit.data.resident import Batches, share
 from dnnkit.errors import ConfigError, Problem
 from dnnkit.loop.captured import CannotCapture, Form, Kind, StepGraph, capture, form
 from dnnkit.loop.graph import Tensors
-from dnnkit.loop.race import TURN, Race, Way, faster
+from dnnkit.loop.race import TIE, TURN, Race, Way, faster
 from dnnkit.loop.step import Execute, autocast_of, eager_step
 from dnnkit.loop.synced import SyncedBatchNorm
 from dnnkit.loop.updates import Updates, as_defined
@@ -34,6 +34,8 @@ ENGINES: tuple[str, ...] = get_args(Wanted)
 #: For fewer minibatches a graph takes longer to make than it saves: about a quarter of a second, and a third of a millisecond each.
 _WORTHWHILE = 500
 _EQUAL = {"captured": "captured and found equal to the eager ones", "compiled": "compiled, equal to the eager ones up to rounding"}
+#: Why the steps of a run are eager that ends before anything is decided.
+_AT_FIRST = {"eager": "it was asked for", "auto": "training ended before the faster way was known"}
 #: So many graphs of one network are kept, for when it is again what it was.
 _GRAPHS = 8
 
@@ -41,16 +43,17 @@ _GRAPHS = 8
 class Engine:
     """Executes the minibatches of one fit of `module`.
 
-    A graph is made at the first whole minibatch, and again when the network is no longer what it was made for: another
+    A graph is made for minibatches like an epoch's first, and again when the network is no longer what it was made for: another
     mode, another setting of a layer, a part that is frozen or no longer frozen. Minibatches of another size, an epoch's
-    ragged last one, or of another weight, those of a group that is not whole, or that an augmentation left in another order in
-    memory, run operation by operation; so does everything where a graph cannot be had, with the reason in the log.
+    ragged last one, or of another weight, those of an epoch's last group where it is shorter than the first, or that an augmentation
+    left in another order in memory, run operation by operation; so does everything where a graph cannot be had, with the reason
+    in the log.
 
     `auto` makes its graph after the first chunk, which need not wait for it, and for long enough runs only. It then goes on in
     the way that is the faster by the times of the next chunks, which take turns. Where the two are equal up to rounding
     alone, on three devices or more, no clock decides: the graph is kept.
 
-    Raises ConfigError there if `wanted` is `captured` or `compiled`.
+    Raises ConfigError where a graph cannot be had and `wanted` is `captured` or `compiled`.
     """
 
     def __init__(self, trainer: pl.Trainer, module: Module, wanted: Wanted) -> None:
@@ -61,7 +64,7 @@ class Engine:
         self._undecided = wanted == "auto"
         self._chunks = 0
         self._race: Race | None = None
-        self._why = "training ended before the faster way was known" if wanted == "auto" else "it was asked for"
+        self._why = _AT_FIRST.get(wanted, "no minibatch was of the size that a graph is made for")
         self._seconds: dict[Way, float] = {}
         self._graphs: dict[Hashable, StepGraph] = {}
         self._state: Hashable = None
@@ -78,7 +81,9 @@ class Engine:
         minibatch = min(source.batch_size, len(source.x))
         mine = share(minibatch, source.rank, source.world)
         size = mine.stop - mine.start
-        self._whole = size, size * source.world / minibatch  # of a minibatch that is not an epoch's ragged last one
+        [first] = self.module.portions([0])
+        # Of an epoch's first minibatch, whose group is not whole either where an epoch has fewer minibatches than a group.
+        self._whole = size, size * source.world / minibatch * first.loss, first.total
         shapes = ((part.shape[1:], part.dtype) for part in (source.x, source.y))
         self._made_for = (*self._whole, trainer.accumulate_grad_batches, *shapes)
 
@@ -117,22 +122,29 @@ class Engine:
         self._updates.begin_chunk()
 
     def _is_whole(self, x: Tensor, weight: float, factor: float) -> bool:
-        return factor == 1.0 and (x.shape[0], weight) == self._whole
+        return (x.shape[0], weight, factor) == self._whole
 
     def _pays(self) -> bool:
         """Whether it is time for a graph; where too little is left to train, that is the end of it."""
         if self._chunks == 1:
             return False
-        trainer, self._undecided = self._trainer, False
-        left = (trainer.estimated_stepping_batches - trainer.global_step) * trainer.accumulate_grad_batches
+        trainer, left, self._undecided = self._trainer, self._left, False
         if left < _WORTHWHILE:
             log.info("training steps run operation by operation: for %d minibatches more, a graph would not pay", left)
             self._given_up, self._why = True, "a graph would not pay"
         elif trainer.world_size <= 2:
             self._race = Race(self.module.device)
         else:
-            self._why = "on three devices or more eager steps are equal up to rounding, between which no clock decides"
+            self._why = "on three devices or more the two ways are equal up to rounding only, so no clock decides: the graph is kept"
         return not self._given_up
+
+    @property
+    def _left(self) -> int:
+        """How many minibatches are left to train, an epoch's last group being as long as it is."""
+        trainer = self._trainer
+        minibatches, accumulate = int(trainer.num_training_batches), trainer.accumulate_grad_batches
+        updates = int(trainer.estimated_stepping_batches) - trainer.global_step
+        return updates * minibatches // math.ceil(minibatches / accumulate)
 
     def _judge(self, race: Race) -> None:
         """Let the faster way go on, as soon as it shows which one that is."""
@@ -141,15 +153,17 @@ class Engine:
         if bound is None:
             return
         seconds = {way: self._of_slowest_rank(value) for way, value in race.seconds().items()}
-        verdict = faster(seconds, bound)
+        verdict = faster(seconds, bound, race.over)
         if verdict is not None:
             self._go_on(verdict, seconds)
 
     def _go_on(self, way: Way, seconds: dict[Way, float]) -> None:
         self._race = None
-        if math.isnan(seconds["eager"]):  # no minibatch was of the size that a graph is made for
+        if math.isnan(seconds["eager"]):
+            self._why = "there were no minibatches that could be compared"
             return
-        self._seconds, self._why = seconds, "it is the faster, or as fast"
+        self._seconds = seconds
+        self._why = "it is the faster" if faster(seconds, TIE) == way else "it is as fast"
         text = "a minibatch takes %.3f ms as a graph and %.3f ms operation by operation: training goes on %s"
         goes = "as a graph" if way == "captured" else "operation by operation"
         log.info(text, 1000 * seconds["captured"], 1000 * seconds["eager"], goes)
@@ -164,12 +178,12 @@ class Engine:
             self._refuse_a_move()
             step = None
         if step is None:
-            step = self._step = self._new_graph(x, y, weight)
+            step = self._step = self._new_graph(x, y, weight, factor)
             if step is None:
-                return self._eager(x, y, opens, closes, weight)
+                return self._eager(x, y, opens, closes, weight, factor)
         if not step.takes(x, y):
             if not several():
-                return self._eager(x, y, opens, closes, weight)
+                return self._eager(x, y, opens, closes, weight, factor)
             x, y = in_form(step.form, x, y)
         if opens:
             updates.clear()
@@ -184,14 +198,14 @@ class Engine:
             message = "is not possible on several devices with an optimizer or a constraint that puts weights into other memory"
             raise ConfigError([Problem("trainer.engine", message, ("trainer.engine=eager",))])
 
-    def _new_graph(self, x: Tensor, y: Tensor, weight: float) -> StepGraph | None:
+    def _new_graph(self, x: Tensor, y: Tensor, weight: float, factor: float) -> StepGraph | None:
         """The graph for minibatches like this one; None where they have to be run operation by operation."""
         module, step, began = self.module, None, time.perf_counter()
         try:
             self._check()
             step = capture(
                 module.net,
-                partial(minimised, loss=module.task.loss, penalty=module.recipe.penalty, weight=weight),
+                partial(minimised, loss=module.task.loss, penalty=module.recipe.penalty, weight=weight, factor=factor),
                 x,
                 y,
                 self._trainer.accumulate_grad_batches,
@@ -211,6 +225,8 @@ class Engine:
         if several() and self._trainer.world_size > 2:
             log.info("from three devices on, sums over them are equal to those of eager steps up to rounding: they add in another order")
         self._keep(step)
+        if self._wanted != "auto":
+            self._why = "it was asked for"
         if self._race is not None:
             self._race.spoil()
         return step
@@ -251,10 +267,11 @@ class Engine:
             raise CannotCapture("the devices exchange statistics within a forward pass")
 
     def _give_up(self, reason: str) -> None:
+        self._why = reason
         if self._wanted != "auto":
             raise ConfigError([Problem("trainer.engine", f"cannot be {self._wanted} here: {reason}", ("auto", "eager"))])
-        log.warning("training steps run operation by operation, which is slower: %s", reason)
-        self._race, self._why = None, reason
+        log.warning("training steps run operation by operation: %s", reason)
+        self._race = None
         self._run_eagerly()
 
     def _run_eagerly(self) -> None:

@@ -63,7 +63,7 @@ class ChunkedEpochLoop(_TrainingEpochLoop):
             raise ConfigError([Problem("trainer.engine", f"cannot be {self._wanted} here: {reason}", ("auto", "eager"))])
         elif reason not in self._reasons:
             self._reasons.add(reason)
-            log.warning("training goes one minibatch at a time, which is slower: %s", reason)
+            log.warning("training goes one minibatch at a time: %s", reason)
 
     def _begin_epoch(self) -> None:
         if self._engine is None or self._engine.module is not self._module:

@@ -22,7 +22,7 @@ TURN = 10
 #: After so many turns of each way it is over.
 _ROUNDS = 12
 #: In a tie, which is a difference below this, the graph wins.
-_TIE = 1.01
+TIE = 1.01
 
 
 class Mark(NamedTuple):
@@ -143,15 +143,20 @@ class Race:
         rounds = self._turns // 2
         if self._turns % 2 or self._minibatches or rounds < 2:
             return None
-        return 1 + 0.6 / rounds if rounds < _ROUNDS else _TIE
+        return TIE if self.over else 1 + 0.6 / rounds
+
+    @property
+    def over(self) -> bool:
+        """Whether no more turns follow: a tie is the graph's."""
+        return self._turns // 2 >= _ROUNDS
 
 
-def faster(seconds: Mapping[Way, float], bound: float) -> Way | None:
-    """The way that is the faster by so much; None where neither is and it does not end in a tie."""
+def faster(seconds: Mapping[Way, float], bound: float, final: bool = False) -> Way | None:
+    """The way that is the faster by so much; where neither is, None, or the graph where that is `final`."""
     captured, eager = seconds["captured"], seconds["eager"]
     if captured > bound * eager:
         return "eager"
-    return "captured" if eager > bound * captured or bound == _TIE else None
+    return "captured" if final or eager > bound * captured else None
 
 
 def _lower_decile(times: list[float]) -> float:

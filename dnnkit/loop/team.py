@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from dnnkit.data.cores import CROWD
 from dnnkit.loop.graph import is_view, writes
+from dnnkit.loop.verify import same_bits
 
 #: Of random numbers that are tried: where threads add in another order, one draw in two or more shows it, even in a single sum.
 _DRAWS = 4
@@ -65,7 +66,7 @@ def _alike(node: fx.Node, threads: int, draw: int) -> bool:
         return False
     torch.set_num_threads(threads)
     together = _tensors(node.target(*args, **kwargs))  # type: ignore[operator]
-    return bool(alone) and all(map(torch.equal, alone, together))
+    return bool(alone) and all(map(same_bits, alone, together))
 
 
 def _cut_between_vectors(numbers: int, threads: int) -> bool:
@@ -83,7 +84,7 @@ def _like(value: Any, generator: torch.Generator) -> Tensor:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.device.type != "cpu":
         raise TypeError("no floating-point tensor of the CPU")
     made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
-    return made.copy_(torch.randn(value.shape, generator=generator, dtype=torch.float64))
+    return made.copy_(torch.randn(value.shape, generator=generator, dtype=value.dtype))
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from dnnkit.data.resident import Minibatch, default_generator, minibatch_seed
-from dnnkit.errors import ConfigError, Problem, nearest
+from dnnkit.errors import ConfigError, DivergedError, Problem, nearest
 from dnnkit.module.accumulation import WHOLE, Portion, portion_of_epoch, sizes_of
 from dnnkit.module.frozen import Frozen
 from dnnkit.module.gather import gather_batches, several, take_buffers_of_rank_0
@@ -38,6 +38,7 @@ class Module(pl.LightningModule):
     - train/loss, the mean data loss over the samples of the last W updates, with W the smaller of `log_every` and an epoch's
       updates (all so far where training is ended before there are W), each measured before its update; the penalty is
       train/penalty, and train/<metric> is of the same samples. At an epoch's end, a W of a whole epoch makes it the epoch's mean.
+      Where training is stopped between two rows, the last is about fewer updates: those of the next row that were made.
     - grad_norm, of the gradient of the last update, before clipping.
     - lr, and momentum where the schedule cycles it: those that the optimizer holds at that step, with which it made the last
       update, or at step 0 will make the first. They are recorded at step 0, and between two of the steps above wherever their
@@ -279,10 +280,14 @@ class Module(pl.LightningModule):
         if self.window.norm is not None:
             values["grad_norm"] = float(self.window.norm)
         self.window.norm, self.window.due = None, False
-        for key in ("train/loss", "train/penalty", "grad_norm"):
-            check_finite(key, values.get(key, 0.0), window.first_not_finite(step))
         for turn, pace in turns:
             self._journal(pace, turn)
+        try:
+            for key in ("train/loss", "train/penalty", "grad_norm"):
+                check_finite(key, values.get(key, 0.0), window.first_not_finite(step))
+        except DivergedError:
+            self._journal(last, step)  # the rate may be why
+            raise
         self._journal(values, step)
         self._tell(values, step)
         self.trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
@@ -292,6 +297,8 @@ class Module(pl.LightningModule):
         """Keep of the window what the next row of the training loss will be about too."""
         left = self.window.left or self._updates_of(self.trainer.num_training_batches)  # of the next epoch, where this one is over
         following = step + min(self.log_every - step % self.log_every, left)
+        if step < self.trainer.max_steps:
+            following = min(following, self.trainer.max_steps)
         self.window.forget(int(following - self._width))
 
     def _check_watched(self) -> None:

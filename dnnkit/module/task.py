@@ -80,15 +80,16 @@ def minimised(
     loss: Callable[[Tensor, Tensor], Tensor],
     penalty: Callable[[nn.Module], Tensor] | None,
     weight: float = 1.0,
+    factor: float = 1.0,
 ) -> Outcome:
-    """What is minimised of one minibatch: `total` = weight · loss + penalty."""
+    """What is minimised of one minibatch: `total` = factor · (weight · loss + penalty)."""
     output = net(x)
     found = loss(output, y)
     weighted = found if weight == 1.0 else weight * found
     if penalty is None:
-        return Outcome(weighted, found, output, None)
+        return scaled(Outcome(weighted, found, output, None), factor)
     added = penalty(net)
-    return Outcome(weighted + added, found, output, added)
+    return scaled(Outcome(weighted + added, found, output, added), factor)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from dnnkit.module.task import Outcome
 class Window:
     """The minibatches of the latest updates, on the device; nothing here waits for the device before `summary`.
 
-    A row of the training loss is about the last `width` updates, so that minibatches stay after it which the next one is about too.
+    A row of the training loss is about the last W updates (W as in `Module`), so that minibatches stay after it which the next
+    one is about too.
     """
 
     __slots__ = ("due", "last", "latest", "left", "losses", "norm", "outputs", "penalties", "sizes", "targets", "update", "updates")
@@ -108,7 +109,7 @@ class Window:
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Put a saved window in the place of this one."""
         self.clear()
-        if not state:
+        if "updates" not in state:  # nothing was kept, or by a version that did not count updates: the first row is about fewer
             return
         self.sizes, self.updates = state["sizes"].tolist(), state["updates"].tolist()
         for name in ("losses", "penalties"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dnnkit.errors import PluginError
 from dnnkit.registry import REGISTRIES
-from dnnkit.schema import own_values
+from dnnkit.schema import Keyed, own_values
 
 #: Keras's default, for layers whose activation asks for nothing else: none, tanh, sigmoid, softmax.
 FALLBACK_INITIALIZER = "glorot_uniform"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
 
 from dnnkit.errors import ConfigError, Problem
 from dnnkit.network.layers import LayerKind, conv_layers, dense_layer, has_offset, initializers, make_part
-from dnnkit.schema import own_values
+from dnnkit.schema import Keyed, own_values
 
 
 class Parts:

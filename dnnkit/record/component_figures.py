@@ -1,7 +1,4 @@
-"""What a component does, drawn: an activation with its derivative, a schedule, the law of an initializer's weights.
-
-Colours are those of Okabe and Ito (2008), told apart by readers with any colour vision.
-"""
+"""What a component does, drawn: an activation with its derivative, a schedule, the law of an initializer's weights."""
 
 from __future__ import annotations
 
@@ -14,13 +11,12 @@ from torch import Tensor, nn
 
 from dnnkit.config.schedule import Schedule, Watching, schedule_of
 from dnnkit.network import component
-from dnnkit.record.figures import _dress, _figure
+from dnnkit.record.figures import BLUE, PALE, VERMILION, blank_figure, dress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#9A9A9A"
 #: Optimizer steps of the run whose schedules are drawn, and the validations in it of the metric that a schedule may watch.
 STEPS, VALIDATIONS = 1000, 50
 #: The layer whose weights are drawn: fan-out and fan-in.
@@ -32,7 +28,7 @@ _REACH = {"uniform law": math.sqrt(3), "truncated normal law": 2 / _CUT}
 
 def component_figure(group: str, node: Mapping[str, Any], title: str) -> Figure:
     """The figure of a valid node of one of the groups in `FIGURES`, with its settings."""
-    figure = _figure(6.4, 4.0)
+    figure = blank_figure(6.4, 4.0)
     # Names of settings hold underscores, which are no formula.
     figure.suptitle(title, fontsize=11, parse_math=False)
     FIGURES[group](figure.add_subplot(), node)
@@ -44,8 +40,8 @@ def draw_activation(axes: Axes, module: nn.Module) -> None:
     z = torch.linspace(-4, 4, 801, dtype=torch.float64).requires_grad_()
     y = module.double().eval()(z.reshape(-1, 1)).reshape(-1)
     (slope,) = torch.autograd.grad(y.sum(), z)
-    axes.axhline(0, color=GREY, linewidth=0.5)
-    axes.axvline(0, color=GREY, linewidth=0.5)
+    axes.axhline(0, color=PALE, linewidth=0.5)
+    axes.axvline(0, color=PALE, linewidth=0.5)
     axes.plot(z.detach(), slope, color=VERMILION, linewidth=1.1, label="derivative f ′(z)")
     axes.plot(z.detach(), y.detach(), color=BLUE, linewidth=1.5, label="f(z)")
 
@@ -59,7 +55,7 @@ def draw_schedule(axes: Axes, schedule: Schedule) -> None:
     if momenta:
         axes.plot(range(STEPS), momenta, color=VERMILION, linewidth=1.1, linestyle="--", label="momentum")
     if isinstance(schedule, Watching):
-        axes.plot(range(0, STEPS, STEPS // VALIDATIONS), watched(), color=GREY, linewidth=1, label="the metric that it follows here")
+        axes.plot(range(0, STEPS, STEPS // VALIDATIONS), watched(), color=PALE, linewidth=1, label="the metric that it follows here")
 
 
 def draw_weights(axes: Axes, weights: Tensor, limit: float, density: bool = False) -> None:
@@ -122,7 +118,7 @@ def _activation(axes: Axes, node: Mapping[str, Any]) -> None:
     make = component("activation", node)
     assert make is not None
     draw_activation(axes, make())
-    _dress(axes, "f(z) and its derivative")
+    dress(axes, "f(z) and its derivative")
     axes.set_xlabel("z")
     axes.set_xlim(-4, 4)
     handles, labels = axes.get_legend_handles_labels()
@@ -131,7 +127,7 @@ def _activation(axes: Axes, node: Mapping[str, Any]) -> None:
 
 def _schedule(axes: Axes, node: Mapping[str, Any]) -> None:
     draw_schedule(axes, schedule_of(node))
-    _dress(axes, "Factor of optimizer.lr")
+    dress(axes, "Factor of optimizer.lr")
     axes.set_xlabel(f"Optimizer steps, of a run of {STEPS:,}")
     axes.set_ylim(bottom=0)
     if len(axes.lines) > 1:
@@ -148,7 +144,7 @@ def _initializer(axes: Axes, node: Mapping[str, Any]) -> None:
     if law is not None:
         x = torch.linspace(-limit, limit, 2001, dtype=torch.float64)
         axes.plot(x, law[1](x), color=VERMILION, linewidth=1.6, label=law[0])
-    _dress(axes, "Density")
+    dress(axes, "Density")
     axes.xaxis.set_major_formatter("{x:.4g}")
     axes.locator_params(axis="x", integer=False)
     axes.set_xlabel(f"Weight of a dense layer, fan_in {SHAPE[1]}, fan_out {SHAPE[0]}")

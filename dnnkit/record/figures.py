@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dnnkit.diagnostics import LayerSignal
     from dnnkit.diagnostics.ramp import Ramp
 
-BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#4D4D4D"
+BLUE, VERMILION, GREEN, GREY, PALE = "#0072B2", "#D55E00", "#009E73", "#4D4D4D", "#9A9A9A"
 DPI = 150
 MOST_CLASSES_WITH_NUMBERS = 20
 MOST_LAYERS_WITH_NAMES = 8
@@ -50,7 +50,7 @@ def draw_learning_curves(run_dir: Path) -> Figure | None:
     panels = [name for name in PANELS if f"train/{name}" in curves or f"val/{name}" in curves][:2]
     if not panels:
         return None
-    figure = _figure(4.6 * len(panels), 3.5)
+    figure = blank_figure(4.6 * len(panels), 3.5)
     for number, name in enumerate(panels, start=1):
         _curve_panel(figure.add_subplot(1, len(panels), number), curves, name)
     return figure
@@ -65,14 +65,14 @@ def learning_rate(run_dir: Path) -> Path | None:
     curves = read_curves(run_dir / METRICS, labels)
     if not curves:
         return None
-    figure = _figure(5.2, 3.2 if len(curves) == 1 else 4.6)
+    figure = blank_figure(5.2, 3.2 if len(curves) == 1 else 4.6)
     first = None
     for number, (key, curve) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(len(curves), 1, number, sharex=first)
         first = first or axes
         steps, values = curve.steps, curve.values
         axes.plot(steps, values, color=BLUE if key == "lr" else GREEN, linewidth=1.6, marker="o" if len(steps) == 1 else None)
-        _dress(axes, labels[key], bottom=number == len(curves))
+        dress(axes, labels[key], bottom=number == len(curves))
         if key == "lr":
             axes.set_ylim(bottom=0)
     figure.align_ylabels()
@@ -92,7 +92,7 @@ def confusion_matrix(run_dir: Path, counts: Sequence[Sequence[int]], classes: Se
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
     with_numbers = size <= MOST_CLASSES_WITH_NUMBERS
     side = max(3.6, 0.46 * size + 1.6) if with_numbers else 6.8
-    figure = _figure(side + 0.9, side)
+    figure = blank_figure(side + 0.9, side)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="Share of the true class", fraction=0.046, pad=0.03)
@@ -115,7 +115,7 @@ def signal(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> Path |
     layers = [signal.layer for signal in max(probes.values(), key=len, default=())]
     if not layers:
         return None
-    figure = _figure(9.2, 3.5)
+    figure = blank_figure(9.2, 3.5)
     for number, (measure, label) in enumerate(SIGNALS.items(), start=1):
         axes = figure.add_subplot(1, len(SIGNALS), number)
         held: list[float] = []
@@ -125,7 +125,7 @@ def signal(run_dir: Path, probes: Mapping[str, Sequence[LayerSignal]]) -> Path |
             size = (2 if len(shown) <= 2 * MOST_LAYERS_WITH_NAMES else 1.2) * width + 1
             axes.plot(range(len(shown)), shown, color=colour, alpha=alpha, linewidth=width, marker="o", markersize=size, mew=0, label=name)
             held += [value for value in shown if value > 0]
-        _dress(axes, label)
+        dress(axes, label)
         _scale_by_decades(axes, held)
         _name_layers(axes, layers)
         axes.legend(frameon=False, fontsize=9)
@@ -140,14 +140,14 @@ def activations(run_dir: Path, signals: Sequence[LayerSignal]) -> Path | None:
     shown = [signal for signal in signals if signal.quantiles is not None]
     if not shown:
         return None
-    figure = _figure(7.2, 3.5)
+    figure = blank_figure(7.2, 3.5)
     axes = figure.add_subplot()
     low, lower, middle, upper, high = zip(*(signal.quantiles or () for signal in shown), strict=True)
     places = range(len(shown))
     axes.fill_between(places, low, high, color=BLUE, alpha=0.18, linewidth=0, label="nine tenths")
     axes.fill_between(places, lower, upper, color=BLUE, alpha=0.4, linewidth=0, label="the middle half")
     axes.plot(places, middle, color=BLUE, linewidth=1.6, marker="o", markersize=3.5, label="median")
-    _dress(axes, "What the layer puts out")
+    dress(axes, "What the layer puts out")
     _name_layers(axes, [signal.layer for signal in shown])
     axes.legend(frameon=False, fontsize=9)
     return _save(figure, run_dir, "activations", folder="diagnostics")
@@ -160,7 +160,7 @@ def ramp(run_dir: Path, found: Ramp) -> Path | None:
     """
     if len(found.losses) < 2:
         return None
-    figure = _figure(6.4, 3.8)
+    figure = blank_figure(6.4, 3.8)
     axes = figure.add_subplot()
     axes.plot(found.rates, found.losses, color=BLUE, alpha=0.35, linewidth=0.8, label="each minibatch")
     axes.plot(found.rates, found.smoothed, color=BLUE, linewidth=2, label="smoothed")
@@ -169,7 +169,7 @@ def ramp(run_dir: Path, found: Ramp) -> Path | None:
         turn = found.rates[found.turn], found.smoothed[found.turn]
         axes.plot(*turn, marker="o", markersize=9, fillstyle="none", color=GREY, linestyle="none", label=f"lowest at {turn[0]:.2g}")
         axes.axvline(suggested, color=VERMILION, linewidth=1.6, label=f"suggested: {suggested:.2g}")
-    _dress(axes, "Training loss")
+    dress(axes, "Training loss")
     _frame_ramp(axes, found)
     axes.legend(frameon=False, fontsize=9)
     return _save(figure, run_dir, "lr", folder="diagnostics")
@@ -190,7 +190,8 @@ def _frame_ramp(axes: Axes, found: Ramp) -> None:
     axes.set_ylim(low - 0.05 * room, high + 0.33 * room)
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, without pyplot, which a notebook shows."""
     from dnnkit.record.notebook import NotebookFigure
 
     return NotebookFigure(figsize=(width, height), dpi=DPI, layout="constrained")
@@ -218,7 +219,7 @@ def _curve_panel(axes: Axes, curves: Mapping[str, Curve], name: str) -> None:
         steps, values = curves[f"val/{name}"].steps, curves[f"val/{name}"].values
         axes.plot(steps, values, color=VERMILION, linewidth=1.6, marker="o", markersize=3.5, label="validation")
         _mark_best(axes, steps, values, more_is_better)
-    _dress(axes, label)
+    dress(axes, label)
     axes.legend(frameon=False, fontsize=9)
 
 
@@ -231,7 +232,8 @@ def _mark_best(axes: Axes, steps: Sequence[int], values: Sequence[float], more_i
     axes.plot([step], [value], marker="o", markersize=9, fillstyle="none", color=GREY, linestyle="none", label=label)
 
 
-def _dress(axes: Axes, label: str, bottom: bool = True) -> None:
+def dress(axes: Axes, label: str, bottom: bool = True) -> None:
+    """The look that figures have in common; `label` is that of the y axis, and the lowest axes count optimizer steps."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     axes.set_ylabel(label)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dnnkit.record.curves import Curve
-from dnnkit.record.figures import BLUE, GREEN, VERMILION, _dress, _figure
+from dnnkit.record.figures import BLUE, GREEN, VERMILION, blank_figure, dress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,19 +33,19 @@ class Schedule:
 def schedule_figure(schedules: Sequence[Schedule], title: str) -> Figure:
     """The rate of each schedule, below it the momentum where one has it; epochs above, where all have them at the same steps."""
     rows = 2 if any(one.momentum is not None for one in schedules) else 1
-    figure = _figure(7.2, 3.3 if rows == 1 else 4.9)
+    figure = blank_figure(7.2, 3.3 if rows == 1 else 4.9)
     # Names of settings hold underscores and dollar signs, which are no formula.
     figure.suptitle(title, fontsize=11, parse_math=False)
     top = figure.add_subplot(rows, 1, 1)
     _draw_rates(top, schedules)
     _mark_warmup(top, schedules)
     _mark_epochs(top, schedules)
-    _dress(top, "Learning rate", bottom=rows == 1)
+    dress(top, "Learning rate", bottom=rows == 1)
     top.set_ylim(bottom=0)
     if rows == 2:
         low = figure.add_subplot(rows, 1, 2, sharex=top)
         _draw_momenta(low, schedules)
-        _dress(low, "Momentum")
+        dress(low, "Momentum")
         figure.align_ylabels()
     handles, labels = top.get_legend_handles_labels()
     if labels:

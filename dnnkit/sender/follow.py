@@ -217,7 +217,12 @@ class Follower:
     def _write_note(self, run_id: str) -> None:
         """The description of the run as far as it is; one that somebody has written or changed in MLflow stays."""
         client, mark = self._store.client, self._mark
-        text, held = description(self.record, self.run_dir, self._tail.tests), client.get_run(run_id).data.tags.get(NOTE)
+        try:
+            text = description(self.record, self.run_dir, self._tail.tests)
+        except Exception as error:  # a damaged file of the run costs its description alone
+            self._log.warning("no description: %s", self._in_words(error))
+            return
+        held = client.get_run(run_id).data.tags.get(NOTE)
         if text in ("", held) or (held is not None and held not in mark.notes):
             return
         mark.notes.append(text)
@@ -248,8 +253,6 @@ class Follower:
         self._failures_after_the_end += ended
         final = self._failures_after_the_end >= ATTEMPTS_AFTER_THE_END
         self._not_before = time.monotonic() + min(LONGEST_PAUSE, 0.5 * 2**self._failures)
-        if self._opened:  # whatever it was, what comes next is MLflow's own doing
-            self._way, self._full_batches = Plain(self._store.client), 0
         message = self._in_words(error)
         if self._failures == 1:
             self._log.error("%s", scrub(logging.Formatter().formatException((type(error), error, error.__traceback__)), self._store.uri))

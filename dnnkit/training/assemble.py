@@ -60,7 +60,7 @@ def load_data(cfg: Config, device: torch.device | None = None) -> DataSet:
 
 def _streams(cfg: Config, source: Source, task: str, device: torch.device) -> bool:
     data, trainer = cfg.data, cfg.trainer
-    in_memory, on_device = footprint(sum(given.x.numel() for _, given in source.splits()), trainer.precision, task, device)
+    in_memory, on_device = footprint(sum(given.x.numel() for _, given in source.splits()), str(trainer.precision), task, device)
     # The ranks of one machine prepare their copies in the same memory; each has a GPU of its own.
     return streams(data.loader, in_memory * trainer.devices, on_device, data.memory_share, device)
 

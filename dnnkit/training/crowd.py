@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from dnnkit.data.cores import CROWD
 
 #: How the user may have said by himself how OpenMP's threads wait.
@@ -108,7 +110,11 @@ def _watch(threads: int, over: threading.Event) -> None:
     judge, sleepy, before = Judge(threads), Sleepy(), Look.now()
     try:
         while not over.wait(_EVERY_S):
-            look = Look.now()
+            try:
+                look = Look.now()
+            except (OSError, ValueError):  # the kernel has stopped telling, or the process may use other cores
+                CROWD.here = False
+                return
             CROWD.here = judge.see(look.free_since(before))
             before = look
             sleepy.be(CROWD.here)
@@ -148,10 +154,18 @@ class Sleepy:
 
 
 def _libgomp() -> ctypes.CDLL | None:
-    """The one that PyTorch has loaded, None where it has none."""
+    """The one that PyTorch computes with, None where it has none."""
     try:
-        found = re.search(r"/\S*libgomp\S*\.so\S*", Path("/proc/self/maps").read_text())
-        library = ctypes.CDLL(found[0]) if found else None
+        path = torchs(Path("/proc/self/maps").read_text())
+        library = None if path is None else ctypes.CDLL(path)
     except OSError:
         return None
     return library if hasattr(library, "GOMP_parallel") else None
+
+
+def torchs(maps: str, torch_home: Path = Path(torch.__file__).parent) -> str | None:
+    """PyTorch's libgomp among the files of /proc/self/maps: that of its wheel, else the system's, never another package's own."""
+    found = dict.fromkeys(re.findall(r"/\S*libgomp\S*\.so\S*", maps))
+    ours = [path for path in found if path.startswith((f"{torch_home}/", f"{torch_home}.libs/"))]
+    others = [path for path in found if not re.search(r"-packages/", path)]
+    return next(iter([*ours, *others]), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from dnnkit.config import Trainer
 from dnnkit.errors import ConfigError, Problem
 from dnnkit.training.place import Place
 from dnnkit.training.work import multiplications, typical
-
-log = logging.getLogger("dnnkit")
 
 
 def choose_device(trainer: Trainer, local_rank: int = 0) -> torch.device:
@@ -76,27 +73,26 @@ def check_no_torchrun(environ: Mapping[str, str] = os.environ) -> None:
 _WORTH_A_THREAD = 4_000_000
 
 
-def choose_threads(trainer: Trainer, network: nn.Module, inputs: Iterable[int], batch_size: int, device: torch.device) -> int:
+def choose_threads(trainer: Trainer, network: nn.Module, inputs: Iterable[int], batch_size: int, device: torch.device) -> tuple[int, str]:
     """The CPU threads that a process of a run computes with: `trainer.threads`, where that is `auto` a function of the work.
 
     `inputs`: the shape of an example. At most as many as `most_threads`, and one for each `_WORTH_A_THREAD` multiply-adds
     of a typical matrix product or convolution on a minibatch, or on a rank's share of it. One where a GPU computes. All
-    that there may be where the network does not tell without data.
+    that there may be, and the reason, where the network does not tell without data.
     """
     if isinstance(trainer.threads, int):
-        return trainer.threads
+        return trainer.threads, ""
     most = most_threads(trainer)
     if trainer.threads is None or most == 1:
-        return most
+        return most, ""
     if device.type != "cpu":
-        return 1
+        return 1, ""
     try:
         work = typical(multiplications(network, inputs, max(1, batch_size // trainer.devices)))
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        log.info("CPU threads: all %d; how much work a minibatch is cannot be told without data (%s)", most, reason)
-        return most
-    return max(1, min(most, work // _WORTH_A_THREAD))
+        return most, f"how much work a minibatch is cannot be told without data ({reason})"
+    return max(1, min(most, work // _WORTH_A_THREAD)), ""
 
 
 def most_threads(trainer: Trainer) -> int:

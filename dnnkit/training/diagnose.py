@@ -24,6 +24,7 @@ from dnnkit.diagnostics import (
     selu_line,
     verdicts,
 )
+from dnnkit.disk import in_passing
 from dnnkit.errors import DivergedError
 from dnnkit.module import Module
 from dnnkit.module.gather import several
@@ -85,7 +86,8 @@ class Diagnosis:
             return error
         module = self._module.eval() if several() else self._module.train()  # layers that ranks evaluate together would wait for them
         found = find_divergence(module.net, *latest, module.task.loss)
-        self._write({"timeline": self._course(), "diverged": [found]})
+        with in_passing():
+            self._write({"timeline": self._course(), "diverged": [found]})
         return DivergedError(f"{error.cause}; {found.text}", f"{error.cure}; {self._healthy()}")
 
     def _healthy(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,33 +85,36 @@ def evaluate(
 
     Raises CheckpointError, ConfigError, DataError.
     """
-    if split not in SPLITS:
-        raise ConfigError([Problem("--split", f"must be one of {', '.join(SPLITS)}, got {split!r}", nearest(split, SPLITS))])
+    _check_split(split)
     found = run if isinstance(run, FinishedRun) else open_run(run, checkpoint, runs=runs)
     cfg = with_overrides(found.cfg, overrides, MAY_CHANGE, "train another network with the others")
     cfg, notices = _with_samples(found, cfg, mc_samples)
     settings = cfg.trainer
     with threads_of(found.folder.path, settings.threads):
         device = inference_device(settings)
-        if settings.name in ("gpu", "ddp") and device.type == "cpu":
-            notices.append("the run used a GPU and there is none here: the last digits may differ")
         data, trained_on = data_for(found, cfg, device), fingerprint_of(found.folder.path)
-        if data.fingerprint != trained_on:
-            notices.append(_other_data(data.fingerprint, trained_on))
+        notices += _strangeness(settings, device, data.fingerprint, trained_on)
         for notice in notices:
             log.warning("%s", notice)
-        rows: Split = getattr(data, split)
-        # As the run did: of a limited validation in minibatches as that counts them.
-        limit = settings.limit_val_batches if split == "validation" else 1.0
-        values = _measure(found, cfg, settings, replace(data, test=rows), device, limit)
-    recorded = _recorded(found, split) if data.fingerprint == trained_on else {}
-    if cfg.dropout != found.cfg.dropout:
-        recorded = {name: value for name, value in recorded.items() if not name.startswith("mc_")}
-    record = found.folder.record
+        values = _measure(found, cfg, settings, data, split, device)
+    recorded = _recorded(found, cfg, split) if data.fingerprint == trained_on else {}
     return Evaluated(
-        found.folder.path, record.uuid, found.checkpoint.stem, found.step, split, len(rows.y), values,
+        found.folder.path, found.folder.record.uuid, found.checkpoint.stem, found.step, split, len(getattr(data, split).y), values,
         {name: recorded[name] for name in values if name in recorded}, data.fingerprint, trained_on, tuple(notices),
     )  # fmt: skip
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ConfigError([Problem("--split", f"must be one of {', '.join(SPLITS)}, got {split!r}", nearest(split, SPLITS))])
+
+
+def _strangeness(settings: Trainer, device: torch.device, fingerprint: str, trained_on: str | None) -> Iterator[str]:
+    """What is not here as it was in the run: its GPU, its data."""
+    if settings.name in ("gpu", "ddp") and device.type == "cpu":
+        yield "the run used a GPU and there is none here: the last digits may differ"
+    if fingerprint != trained_on:
+        yield _other_data(fingerprint, trained_on)
 
 
 def _with_samples(run: FinishedRun, cfg: Config, samples: int | None) -> tuple[Config, list[str]]:
@@ -209,9 +212,12 @@ class _Numbers(JournalLogger):
         self.values |= {key.partition("/")[2]: float(value) for key, value in metrics.items()}
 
 
-def _measure(run: FinishedRun, cfg: Config, settings: Trainer, data: DataSet, device: torch.device, limit: int | float) -> dict[str, float]:
-    """The loss and the metrics of `data.test`, by the code that tests a run."""
-    module, numbers = assemble(cfg, run.network(), data), _Numbers()
+def _measure(run: FinishedRun, cfg: Config, settings: Trainer, data: DataSet, split: str, device: torch.device) -> dict[str, float]:
+    """The loss and the metrics of one split, by the code that tests a run."""
+    rows: Split = getattr(data, split)
+    # As the run did: of a limited validation in minibatches as that counts them.
+    limit = settings.limit_val_batches if split == "validation" else 1.0
+    module, numbers = assemble(cfg, run.network(), replace(data, test=rows)), _Numbers()
     with quiet():
         trainer = pl.Trainer(
             accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[device.type],
@@ -222,18 +228,20 @@ def _measure(run: FinishedRun, cfg: Config, settings: Trainer, data: DataSet, de
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        x, y = in_precision(data.test, settings)
+        x, y = in_precision(rows, settings)
         size = evaluation_batch(module.net, x.shape[1:], x.dtype, device, limit)
         batches = evaluation_batches(x, y, size, workers=cfg.data.workers)
         trainer.test(module, batches.to(device), verbose=False)
     return {name: value for name, value in numbers.values.items() if not math.isnan(value)}
 
 
-def _recorded(run: FinishedRun, split: str) -> dict[str, float]:
-    """What the run's journal says of these weights and this split, by name; empty where it did not measure them."""
+def _recorded(run: FinishedRun, cfg: Config, split: str) -> dict[str, float]:
+    """What the run's journal says of these weights and this split, by name; empty where it did not measure them so."""
     rows = stream_journal(run.folder.path / METRICS)
     if split == "test" and run.checkpoint.stem == "best":
-        return {row.key.removeprefix("test/"): row.value for row in rows if row.key.startswith("test/")}
+        found = {row.key.removeprefix("test/"): row.value for row in rows if row.key.startswith("test/")}
+        as_then = cfg.dropout == run.cfg.dropout
+        return {name: value for name, value in found.items() if as_then or not name.startswith("mc_")}
     if split == "validation":
         return {row.key.removeprefix("val/"): row.value for row in rows if row.key.startswith("val/") and row.step == run.step}
     return {}

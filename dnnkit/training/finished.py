@@ -162,14 +162,18 @@ def fingerprint_of(run_dir: Path) -> str | None:
 
 
 def recorded_threads(folder: Path) -> int | None:
-    """With how many CPU threads a run computed, None where its folder does not say."""
+    """With how many CPU threads a run computed; None where its folder does not say, and where a GPU did what they would do."""
     path = folder / "environment" / "environment.json"
-    threads = read_json(path).get("threads") if path.exists() else None
-    return int(threads) if threads else None
+    facts = read_json(path) if path.exists() else {}
+    on_cpu = str(facts.get("device", "cpu")).startswith("cpu")
+    return int(facts["threads"]) if on_cpu and facts.get("threads") else None
 
 
 @contextmanager
 def threads_of(folder: Path, wanted: Literal["auto"] | int | None) -> Iterator[None]:
-    """Compute with `wanted` CPU threads, else with as many as the run had: sums depend on their number in the last digits."""
+    """Compute with `wanted` CPU threads, else with as many as the run had: sums depend on their number in the last digits.
+
+    As many as there are where neither says.
+    """
     with computing_with(wanted if isinstance(wanted, int) else recorded_threads(folder)):
         yield

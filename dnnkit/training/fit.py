@@ -24,6 +24,7 @@ from dnnkit.data.resident import Batches
 from dnnkit.data.sizing import evaluation_batch
 from dnnkit.data.tasks import task_named
 from dnnkit.diagnostics import as_metrics
+from dnnkit.disk import in_passing
 from dnnkit.errors import CheckpointError, DivergedError, Interrupted
 from dnnkit.loop import engine_report, use_chunks
 from dnnkit.loop.strategy import RankStrategy, leave_signals_alone
@@ -94,24 +95,46 @@ def fit_and_test(
         start = diagnosis.begin()
         if point is None:
             folder.journal.log(0, as_metrics(start))
-        try:
+        with _said_how(trainer, folder), _explained(diagnosis):
             _fit(trainer, module, cfg, settings, data, device, place, point)
-        except DivergedError as error:
-            raise diagnosis.diverged(error) from error
-        finally:
-            folder.write_engine(engine_report(trainer))
         each.keep_the_end(trainer)
         # After the checkpoint, so that nothing here can cost it; before the best weights take the last ones' place.
         diagnosis.finish(trainer.global_step)
-        if stop.received is not None:
-            cause = f"stopped by {stop.received.name} after {trainer.global_step} optimizer steps"
-            raise Interrupted(stop.received, cause, f"the state of that moment is in {folder.path / 'checkpoints' / LAST}")
+        _check_unstopped(stop, trainer, folder)
         if trainer.global_step < total_steps(cfg, len(data.train.y)):
             _tell_early_stop(trainer, best, console)
         _take_best(best, module)
         trainer.test(module, _evaluation(cfg, settings, data.test, place, module, device), verbose=False)
     _count_confusions(folder, module, data)
     return last_values(folder.path / METRICS)
+
+
+@contextmanager
+def _said_how(trainer: pl.Trainer, folder: RunFolder) -> Iterator[None]:
+    """After the body the folder says how training steps were run; what ends the body goes on, also where the disk is full."""
+    try:
+        yield
+    except BaseException:
+        with in_passing():
+            folder.write_engine(engine_report(trainer))
+        raise
+    folder.write_engine(engine_report(trainer))
+
+
+@contextmanager
+def _explained(diagnosis: Diagnosis) -> Iterator[None]:
+    """Training that diverges inside says in which layer, and where the last healthy weights are."""
+    try:
+        yield
+    except DivergedError as error:
+        raise diagnosis.diverged(error) from error
+
+
+def _check_unstopped(stop: StopOnSignal, trainer: pl.Trainer, folder: RunFolder) -> None:
+    """Raises Interrupted where a signal has ended training."""
+    if stop.received is not None:
+        cause = f"stopped by {stop.received.name} after {trainer.global_step} optimizer steps"
+        raise Interrupted(stop.received, cause, f"the state of that moment is in {folder.path / 'checkpoints' / LAST}")
 
 
 def train_along(

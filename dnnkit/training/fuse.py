@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from dnnkit.checkpoint import STATE_KEY, save
-from dnnkit.config import Trainer
 from dnnkit.errors import CheckpointError, ConfigError, DataError, Problem
 from dnnkit.network.fusing import Fold, Refusal, fuse
 from dnnkit.training.evaluate import data_for

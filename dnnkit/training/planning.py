@@ -81,7 +81,7 @@ def plan(cfg: Config, total: int | None = None) -> Plan:
 
     Raises DataError as `training_rows`, ConfigError and PluginError as the run would for its schedule.
     """
-    total = total_steps(values, training_rows(cfg)) if total is None else total
+    total = total_steps(cfg, training_rows(cfg)) if total is None else total
     check_steps(cfg, total)
     schedule, node = schedule_of(cfg.scheduler), cfg.scheduler
     own = _momentum(cfg.optimizer)

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dnnkit.config import Trainer
 from dnnkit.data import Told
 from dnnkit.data.passes import reseeding
 from dnnkit.data.sizing import evaluation_batch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dnnkit.record import RunRecord
+from dnnkit.record import RunRecord, strip_credentials
 from dnnkit.record.folder import read_files
 from dnnkit.sender.address import resolve_uri
 from dnnkit.sender.mark import MARK
@@ -47,7 +47,8 @@ def look_at(run_dir: Path, *, all_runs: bool = False) -> str | None:
         return whole if all_runs else run_page(record.tracking_uri, mark["experiment_id"], mark["run_id"])
     if not all_runs:
         return pasteable("ui", _short_name(run_dir))
-    words = [] if record.tracking_uri == resolve_uri(None, Path.cwd(), os.environ) else [f"tracking.uri={record.tracking_uri}"]
+    usual = strip_credentials(resolve_uri(None, Path.cwd(), os.environ))
+    words = [] if record.tracking_uri == usual else [f"tracking.uri={record.tracking_uri}"]
     words += [] if record.experiment == "dnnkit" else [f"tracking.experiment={record.experiment}"]
     return pasteable("ui", *words)
 

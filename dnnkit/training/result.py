@@ -73,7 +73,8 @@ class Result:
 
     def _repr_html_(self) -> str:
         """The same for notebooks: the last loss and metrics of each part of the data, the folder, the MLflow run."""
-        facts = {"run folder": str(self.run_dir), "MLflow run": self.run_id or "none", "MLflow": self.message}
+        facts = {"run folder": str(self.run_dir), "MLflow run": self.run_id or "none"}
+        facts["figures" if self.tracking_uri is None else "MLflow"] = self.message
         lines = "<br>".join(f"{name} <code>{escape(text)}</code>" for name, text in facts.items() if text)
         return f"<div><table>{''.join(self._html_rows())}</table>{lines}</div>"
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
@@ -23,7 +22,7 @@ from dnnkit.record.journal import cut_journals
 from dnnkit.sender.address import uri_of
 from dnnkit.sender.find import find_run
 from dnnkit.sender.rewind import rewound
-from dnnkit.training.finished import FinishedRun, fingerprint_of, read_run, threads_of, with_overrides
+from dnnkit.training.finished import FinishedRun, fingerprint_of, read_run, recorded_threads, threads_of, with_overrides
 from dnnkit.training.keeping import EPOCH, LAST, epochs_done, waited
 from dnnkit.training.place import Place
 from dnnkit.training.result import Result
@@ -175,7 +174,8 @@ def _as_recorded(prepared: Prepared, point: Point) -> Prepared:
         raise DataError(cause, "Put back the files that it was trained on, or start a new run with these.")
     point.run.network()  # its weights fit the network that this installation builds, or this raises
     uri = uri_of(record, Path.cwd(), os.environ) if prepared.tracking.name == "mlflow" else None
-    return replace(prepared, uri=uri, threads=torch.get_num_threads())
+    threads = prepared.threads if isinstance(prepared.trainer.threads, int) else recorded_threads(path) or prepared.threads
+    return replace(prepared, uri=uri, threads=threads)
 
 
 def _reopen(folder: RunFolder, point: Point) -> None:

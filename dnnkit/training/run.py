@@ -20,6 +20,7 @@ from dnnkit import plugins
 from dnnkit.config import Config, Tracking, Trainer
 from dnnkit.console import open_console
 from dnnkit.data import DataSet
+from dnnkit.disk import in_passing
 from dnnkit.errors import DivergedError, DnnkitError, Interrupted
 from dnnkit.lint import Finding, lint, refuse
 from dnnkit.network import build_network, chosen_initializers, remarks
@@ -66,7 +67,8 @@ class Prepared:
     """A run that has been found possible; nothing has been made for it yet.
 
     `uri` is where MLflow is, credentials included; `cfg` is what may be written down, without them. `said`: where the
-    weights are from and which of them are frozen, in lines. `findings` are the linter's. `threads`: of the CPU, to train with.
+    weights are from and which of them are frozen, in lines. `findings` are the linter's. `threads`: of the CPU, to train with,
+    and a word on their number where the rule does not give it.
     """
 
     cfg: Config
@@ -79,6 +81,7 @@ class Prepared:
     said: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     threads: int = 1
+    threads_because: str = ""
 
 
 def build(cfg: Config) -> Module:
@@ -111,8 +114,9 @@ def _possible(cfg: Config, local_rank: int = 0) -> Prepared:
     device = choose_device(trainer, local_rank)
     with computing_with(threads_to_prepare(trainer)):
         run = _prepared(cfg, trainer, device)
-    threads = choose_threads(trainer, run.network, run.data.inputs, cfg.data.batch_size, device)
-    return replace(run, threads=threads)
+    minibatch = min(cfg.data.batch_size, len(run.data.train.y))
+    threads, reason = choose_threads(trainer, run.network, run.data.inputs, minibatch, device)
+    return replace(run, threads=threads, threads_because=reason)
 
 
 def _prepared(cfg: Config, trainer: Trainer, device: torch.device) -> Prepared:
@@ -216,8 +220,8 @@ def _ending(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        status, dnnkit_status, code = _verdict(error)
-        folder.finish(status, dnnkit_status, code)
+        with in_passing():
+            folder.finish(*_verdict(error))
         raise
 
 
@@ -301,22 +305,28 @@ def _execute(run: Prepared, folder: RunFolder, console: Console) -> tuple[dict[s
 
 def _say_how(run: Prepared, place: Place, console: Console) -> None:
     """With how many threads a CPU computes; on several devices, what is not as on one."""
-    count = torch.get_num_threads()
-    counted = f"{count} CPU thread{'s' if count > 1 else ''}" if run.device.type == "cpu" else ""
+    for text in _how(run, place):
+        log.info("%s", text)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     if place.world == 1:
-        if counted:
-            how = " (trainer.threads=auto)" if run.trainer.threads == "auto" else ""
-            log.info("%s%s", counted, how)
-            console.print(f"{counted}{how}", highlight=False)
         return
-    threads = f", {counted} each" if counted else ""
-    text = f"{place.world} ranks{threads}: each takes its share of every minibatch of {run.cfg.data.batch_size}"
-    log.info("%s", text)
-    console.print(text, highlight=False)
     normalizing = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in run.network.modules())
     if normalizing and not run.trainer.sync_batch_norm:
         how = "trainer.sync_batch_norm=true normalizes over the whole minibatch; checkpoints hold the first rank's moving statistics"
         log.warning("each of the %d devices normalizes its own share of a minibatch: %s", place.world, how)
+
+
+def _how(run: Prepared, place: Place) -> Iterator[str]:
+    count, on_cpu = torch.get_num_threads(), run.device.type == "cpu"
+    counted = f"{count} CPU thread{'s' if count > 1 else ''}"
+    because = f": {run.threads_because}" if run.threads_because else ""
+    if place.world > 1:
+        threads = f", {counted} each" if on_cpu else ""
+        yield f"{place.world} ranks{threads}: each takes its share of every minibatch of {run.cfg.data.batch_size}"
+        if because:
+            yield f"{counted}{because}"
+    elif on_cpu:
+        yield counted + (f" (trainer.threads=auto{because})" if run.trainer.threads == "auto" else "")
 
 
 def _interruptible() -> dict[int, Any]:

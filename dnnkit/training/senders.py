@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from dnnkit.record.draw import due
-from dnnkit.sender import Sender, Spare
+from dnnkit.sender import Outcome, Sender, Spare
 from dnnkit.training.result import Result
 
 log = logging.getLogger("dnnkit")
@@ -55,21 +55,22 @@ class Senders:
             return result
         sender, wait_s = self._runs.pop(result.run_dir)
         outcome = sender.wait(result.run_dir, wait_s)
+        said = [_said(outcome, sender.uri, wait_s)]
         if outcome.state == "failed" and due(result.run_dir):
-            self._draw(result.run_dir, wait_s)
-        message = outcome.message
-        if outcome.state == "waiting":
-            missing = "not all figures are drawn yet" if sender.uri is None else "MLflow does not have everything yet"
-            message = f"{missing} after {wait_s:g} s; the sender goes on. {message}".strip()
+            said.append(self._draw(result.run_dir, wait_s))
+        message = "; ".join(filter(None, said))
         if message:
             log.warning("%s", message)
         return replace(result, run_id=outcome.run_id, message=message)
 
-    def _draw(self, run_dir: Path, wait_s: float) -> None:
-        """Without the sender, which may not even have started: MLflow is broken here, and figures do not depend on it."""
+    def _draw(self, run_dir: Path, wait_s: float) -> str:
+        """Without the sender, which may not even have started: MLflow is broken here, and figures do not depend on it.
+
+        Returns what is to be said of it, empty where all is well.
+        """
         drawer = self.start(None)
         drawer.announce(run_dir)
-        drawer.wait(run_dir, wait_s)
+        return _said(drawer.wait(run_dir, wait_s), None, wait_s)
 
     def close(self) -> None:
         """Let the senders go; they end by themselves once every run is in MLflow. Runs that ended in an error are waited for too."""
@@ -88,3 +89,11 @@ class Senders:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _said(outcome: Outcome, uri: str | None, wait_s: float) -> str:
+    """What is to be said of an outcome that was waited for; empty where all is well."""
+    if outcome.state != "waiting":
+        return outcome.message
+    missing = "not all figures are drawn yet" if uri is None else "MLflow does not have everything yet"
+    return f"{missing} after {wait_s:g} s; the sender goes on. {outcome.message}".strip()

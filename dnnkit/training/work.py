@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from dnnkit.data.sizing import hollow_copy
+from dnnkit.data.sizing import hollow_copy, run_hollow
 
 
 def multiplications(network: nn.Module, shape: Iterable[int], examples: int) -> list[int]:
@@ -21,11 +21,9 @@ def multiplications(network: nn.Module, shape: Iterable[int], examples: int) -> 
     """
     hollow = hollow_copy(network)
     dtype = next((parameter.dtype for parameter in hollow.parameters()), torch.get_default_dtype())
-    # A network that draws random numbers on the CPU whatever its device takes none from training.
-    with torch.random.fork_rng(devices=()), torch.no_grad(), _Counting() as counting:
-        hollow(torch.empty(examples, *shape, dtype=dtype, device="meta"))
-    found: list[int] = counting.found
-    return found
+    counting = _Counting()
+    run_hollow(hollow, torch.empty(examples, *shape, dtype=dtype, device="meta"), counting)
+    return counting.found
 
 
 def typical(operations: Sequence[int]) -> int:

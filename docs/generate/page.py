@@ -93,7 +93,8 @@ def _entry(record: Component) -> Iterator[str]:
 
 def _table(group: str, settings: Settings, docs: Mapping[str, str] | None = None) -> str:
     """A row for each setting; with `docs`, what it means."""
-    lines = ["| setting | is | default |", "|---|---|---|"] if docs is None else ["| setting | is | default | meaning |", "|---|---|---|---|"]
+    heads = ["setting", "is", "default", *([] if docs is None else ["meaning"])]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, default in settings.defaults().items():
         told = "has to be given" if default == MISSING else _value(default)
         cells = [f"`{group}.{name}`", _cell(words(settings.annotation(name))), told]

@@ -91,7 +91,7 @@ def small_batch_norm(config: Config, network: nn.Module) -> Iterator[Fault]:
         yield Fault(("data.batch_size",), text, (fix,))
 
 
-@rules.register("unsynchronised_batch_norm")
+@rules.register("unsynchronised_batch_norm", severity="remark")
 def unsynchronised_batch_norm(config: Config, network: nn.Module) -> Iterator[Fault]:
     """Each device normalizes its own share, so that the run is another experiment than on one device, and one device's statistics are kept.
 
@@ -101,7 +101,7 @@ def unsynchronised_batch_norm(config: Config, network: nn.Module) -> Iterator[Fa
     there = modules(network, lambda module: isinstance(module, _BatchNorm))
     if devices > 1 and there and not config["trainer"]["sync_batch_norm"]:
         text = f"trainer.devices={devices}, and the batch normalization {there[0]} is not synchronised"
-        yield Fault(("trainer.sync_batch_norm", "trainer.devices"), text, ("trainer.sync_batch_norm=true",))
+        yield remark(Fault(("trainer.sync_batch_norm", "trainer.devices"), text), "unsynchronised_batch_norm")
 
 
 # What the doctor measures, and what is said on request

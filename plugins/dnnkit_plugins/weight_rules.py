@@ -52,16 +52,16 @@ def narrow_weights_before_relu(config: Config, network: nn.Module) -> Iterator[F
 def wide_weights_before_saturation(config: Config, network: nn.Module) -> Iterator[Fault]:
     """Weights of deviation 1 make sums whose variance is the number of inputs, at which sigmoid and tanh are flat and pass no gradient.
 
-    Found by the weights: their deviation is 4/√fan_in or more. Before units that are not centred on 0, as sigmoid, this is a
-    remark: they learn slowly from small weights too.
+    Found by the weights: their deviation is 4/√fan_in or more. Where all are before units that are not centred on 0, such as
+    sigmoid, this is a remark: those learn slowly from small weights too.
     Source: Glorot & Bengio 2010.
     """
-    found = {block.name: far for block in with_activation(network, *_SATURATING) if (far := _gain(block)) >= SATURATING_GAIN}
+    found = [block for block in with_activation(network, *_SATURATING) if _gain(block) >= SATURATING_GAIN]
     if found and not config["init_from"]:
-        name, times = max(found.items(), key=lambda pair: pair[1])
-        text = f"gives the weights of {name}, before a saturating unit, {times:.0f} times 1/√fan_in"
+        centred = [block for block in found if isinstance(block.activation, _CENTRED)]
+        widest = max(centred or found, key=_gain)
+        text = f"gives the weights of {widest.name}, before a saturating unit, {_gain(widest):.0f} times 1/√fan_in"
         fault = of_part(config, "initializer", text, "initializer=glorot_uniform")
-        centred = with_activation(network, *_CENTRED)
         yield fault if centred else remark(fault, "wide_weights_before_saturation")
 
 
