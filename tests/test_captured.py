@@ -181,7 +181,8 @@ def test_graphs_of_tensors_that_were_exchanged_are_let_go(fit: Fit) -> None:
     assert [place() for place in exchanged] == [None] * 3
 
 
-def test_minibatches_that_an_augmentation_turns_in_memory_give_the_same_bits(fit: Fit, assert_same: Same) -> None:
+@pytest.mark.parametrize("accumulate", [1, 40])
+def test_minibatches_that_an_augmentation_turns_in_memory_give_the_same_bits(accumulate: int, fit: Fit, assert_same: Same) -> None:
     images = torch.randn(ROWS, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     orders = set()
 
@@ -195,7 +196,8 @@ def test_minibatches_that_an_augmentation_turns_in_memory_give_the_same_bits(fit
         net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, CLASSES))
         return Module(net, Task(Loss()), Recipe(partial(torch.optim.SGD, lr=0.05), lambda *_: 1.0, seed=3), 7)
 
-    eager, captured = (fit(module(), images, Y, engine, augment=turned, max_epochs=3) for engine in ("eager", "captured"))
+    settings = {"augment": turned, "max_epochs": 6, "accumulate_grad_batches": accumulate}
+    eager, captured = (fit(module(), images, Y, engine, **settings) for engine in ("eager", "captured"))
     assert len(orders) > 1
     assert_same(eager.state, captured.state)
     assert captured.graphs == 1
@@ -211,7 +213,7 @@ def test_a_minibatch_is_brought_into_the_order_that_a_graph_reads() -> None:
         in_form(form(x, y), x[:, :2], y)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, 2, 40])
 def test_penalty_with_a_state_is_run_operation_by_operation_and_called_as_often(accumulate: int, fit: Fit, assert_same: Same) -> None:
     penalties = [Penalty(1e-6, grows=True) for _ in range(2)]
     eager, auto = (
