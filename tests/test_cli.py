@@ -382,7 +382,7 @@ def test_a_name_is_described_without_its_group(capsys: pytest.CaptureFixture[str
     assert told(capsys, "describe", "vanishing").startswith("experiment=note_000/vanishing\n")
     assert json.loads(told(capsys, "describe", "digits", "--json"))["card"]["name"] == "digits"
     several = told(capsys, "describe", "auto", code=2)
-    lines = {f"dnnkit describe {group} auto" for group in (*GROUPS, "metrics") if "auto" in KINDS[group].switches}
+    lines = {f"dnnkit describe {group} auto" for group in ("task", *GROUPS, "metrics") if "auto" in KINDS[group].switches}
     assert {line.strip() for line in several.splitlines() if line.strip().startswith("dnnkit")} == {*lines, "dnnkit describe trainer auto"}
 
 
