@@ -401,7 +401,7 @@ def test_a_name_is_described_without_its_group(capsys: pytest.CaptureFixture[str
     assert json.loads(told(capsys, "describe", "digits", "--json"))["card"]["name"] == "digits"
     assert "Did you mean 'dnnkit list activation'" in told(capsys, "describe", "activation", code=2)
     several = told(capsys, "describe", "auto", code=2)
-    lines = {f"dnnkit describe {group} auto" for group in (*GROUPS, "metrics") if "auto" in KINDS[group].switches}
+    lines = {f"dnnkit describe {group} auto" for group in ("task", *GROUPS, "metrics") if "auto" in KINDS[group].switches}
     assert {line.strip() for line in several.splitlines() if line.strip().startswith("dnnkit")} == {*lines, "dnnkit describe trainer auto"}
 
 

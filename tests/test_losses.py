@@ -63,6 +63,7 @@ EVERY: list[tuple[str, dict[str, float]]] = [
     ("mae", {}),
     ("huber", {}),
     ("huber", {"delta": 3.0}),
+    ("binary_cross_entropy", {}),
 ]
 
 
@@ -73,6 +74,8 @@ def test_the_gradient_is_the_one_of_finite_differences(name: str, settings: dict
     assert all((errors - kink).abs().min() > 1e-3 for kink in (0, *settings.values()))
     if name == "cross_entropy":
         target = torch.tensor([0, 1, 1, 0, 1, 0])
+    if name == "binary_cross_entropy":
+        target = (target > 0).double()
     assert torch.autograd.gradcheck(lambda p: loss(name)(p, target, **settings), prediction.requires_grad_())
 
 

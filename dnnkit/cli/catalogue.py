@@ -143,7 +143,7 @@ def switches(group: str, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, st
 def _of_tasks(group: str, tasks: Mapping[str, Mapping[str, Any]]) -> str:
     wanted = {name: facts[group] for name, facts in tasks.items() if group in facts}
     told = [f"{_and([names] if isinstance(names, str) else names)} for {name}" for name, names in wanted.items()]
-    return f"what the task wants: {', '.join(told)}" if told else "nothing"
+    return f"what the task wants: {'; '.join(told)}" if told else "nothing"
 
 
 def _and(names: Sequence[str]) -> str:
