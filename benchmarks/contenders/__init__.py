@@ -34,6 +34,7 @@ CONTENDERS = {
     "ours": Contender("dnnkit", "ours"),
     "captured": Contender("dnnkit, captured", "ours", ("trainer.engine=captured",)),
     "eager": Contender("dnnkit, eager", "ours", ("trainer.engine=eager",)),
+    "switched": Contender("dnnkit, graph and eager in turns", "switched"),
     "compiled": Contender("dnnkit, compiled", "ours", ("trainer.engine=compiled",)),
     "streamed": Contender("dnnkit, streamed", "ours", ("data.loader=stream",)),
     "ranks": Contender("dnnkit, 2 processes", "ours", ("trainer=ddp_cpu", "trainer.devices=2")),
