@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -432,8 +433,8 @@ def test_a_server_that_does_not_answer_leaves_no_process(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_sigterm_ends_the_server_too_which_was_at_the_port_that_was_named(workdir: Path, uri: str) -> None:
     assert sync(trained(workdir, uri).path).state == "closed"
-    with page.listen() as free:
-        port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]  # and not the usual one
     command = [sys.executable, "-m", "dnnkit", "ui", "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
@@ -531,6 +532,13 @@ def test_where_another_server_is_at_the_usual_port_ours_is_at_another_and_is_the
     assert served.address != f"http://127.0.0.1:{foreign}"
     assert b"<title>MLflow</title>" in get(served.address)
     assert "/health" not in Foreign.asked
+
+
+def test_a_proxy_that_is_named_before_anything_is_imported_is_not_asked_for_this_machine(foreign: int) -> None:
+    code = f"from dnnkit.sender.page import _answers; raise SystemExit(0 if _answers('http://127.0.0.1:{foreign}/') else 1)"
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    done = subprocess.run([sys.executable, "-c", code], env={**environment, "http_proxy": "http://127.0.0.1:9"}, timeout=120)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("port", ["theirs", "99999"])
