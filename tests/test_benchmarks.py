@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import dnnkit
-from benchmarks import beyond, document, epochs, growth, startup, steps
+from benchmarks import beyond, choice, document, epochs, growth, startup, steps
 from benchmarks.__main__ import PAGE
 from benchmarks.contenders import CONTENDERS, DEFAULT, check
 from benchmarks.driver import Finish, Play, Sample, environment, play_round
@@ -89,7 +89,7 @@ def need(names: Sequence[str]) -> None:
 
 @pytest.mark.slow
 def test_the_other_contenders_do_the_same_work_too(digits: str) -> None:
-    names = [name for name in CONTENDERS if name not in QUICK]
+    names = [name for name in CONTENDERS if name not in (*QUICK, "switched")]  # which needs a run long enough for a choice
     need(names)
     found = facts(play_round(names, {0: Work(DIGITS, digits, BATCH, EPOCHS, tracking=False)}, 0))
     assert_equal_work(found, 65 * 300 + 301 * 100 + 101 * 10, EPOCHS * 36)
@@ -289,6 +289,16 @@ def test_ratios_compare_epochs_of_the_same_turn(results: Results) -> None:
     assert results.fastest_ratio("ours", 0) == pytest.approx(1.5)
     found = {"machine": document.describe_machine(), **results.to_json()}
     assert "1.30 (1.10–1.50) · 1.50" in epochs.sections(found)["epochs"]
+
+
+@pytest.mark.parametrize(("as_graph", "row"), [(1.0, "| graph | 1.10 | 1.20 |"), (0.0, "| eager | 1.00 | 1.00 |")])
+def test_a_choice_costs_what_its_epochs_take_beside_those_of_the_other_way(as_graph: float, row: str) -> None:
+    """Pairs of an epoch as a graph and one of eager: 1.2 ÷ 1, 1.1 ÷ 1 and 2.6 ÷ 2."""
+    seconds = (1.2, 1.0, 1.1, 1.0, 2.6, 2.0)
+    samples = [Sample("switched", 0, 0, 4 + place, cpu, None, cpu) for place, cpu in enumerate(seconds)]
+    play = Play(samples[::-1], [Finish("switched", 0, 0, {"as_graph": as_graph}, 300.0, None)])
+    found = {"machine": document.describe_machine(), **Results({0: Work(DIGITS, "", 32, 10)}, ("switched",), play).to_json()}
+    assert row in choice.sections(found)["choice"]
 
 
 def test_results_come_back_from_json_as_they_were(results: Results) -> None:
