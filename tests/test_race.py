@@ -219,7 +219,7 @@ def play(way_costs: dict[Way, Callable[[], float]], clock: Hand, rounds: int = 2
             clock.now += cost()
             return Outcome(x, x, x, None)
 
-        run = contest.timed(execute, lambda x, weight, factor: True)
+        run = contest.timed(execute, lambda x, closes, weight, factor: True)
         for _ in range(10):
             run(X, Y, True, True)
         contest.end_chunk()
@@ -259,7 +259,7 @@ def test_updates_weigh_as_much_for_both_ways_as_there_are_of_them(hand: Hand) ->
             hand.now += 4 * cost if closes else cost
             return Outcome(x, x, x, None)
 
-        run = contest.timed(execute, lambda x, weight, factor: True)
+        run = contest.timed(execute, lambda x, closes, weight, factor: True)
         for index in range(minibatches):
             run(X, Y, index % 3 == 0, index % 3 == 2)
         contest.end_chunk()
@@ -279,7 +279,7 @@ def test_minibatches_of_another_size_and_those_that_make_a_graph_do_not_count(ha
             return Outcome(x, x, x, None)
 
         seen: list[int] = []
-        run = contest.timed(execute, lambda x, weight, factor: len(x) == 2)
+        run = contest.timed(execute, lambda x, closes, weight, factor: len(x) == 2)
         for size in sizes:
             run(X[:size], Y[:size], True, True)
         contest.end_chunk()
@@ -329,7 +329,7 @@ def test_a_gpu_is_waited_for_between_chunks_alone(monkeypatch: pytest.MonkeyPatc
     FakeEvent.calls.clear()
     contest = Race(torch.device("cuda", 0))
     assert isinstance(contest._clock, DeviceClock)
-    run = contest.timed(lambda x, y, opens, closes, weight=1.0, factor=1.0: Outcome(x, x, x, None), lambda x, weight, factor: True)
+    run = contest.timed(lambda x, y, opens, closes, weight=1.0, factor=1.0: Outcome(x, x, x, None), lambda x, closes, weight, factor: True)
     for _ in range(10):
         run(X, Y, True, True)
     assert all(call.startswith("record") for call in FakeEvent.calls)

@@ -84,6 +84,7 @@ class Engine:
         [first] = self.module.portions([0])
         # Of an epoch's first minibatch, whose group is not whole either where an epoch has fewer minibatches than a group.
         self._whole = size, size * source.world / minibatch * first.loss, first.total
+        self._uneven = first.loss != 1.0  # then an epoch is one group, and its last minibatch is smaller
         shapes = ((part.shape[1:], part.dtype) for part in (source.x, source.y))
         self._made_for = (*self._whole, trainer.accumulate_grad_batches, *shapes)
 
@@ -121,8 +122,9 @@ class Engine:
             self._step = None if several() else self._graphs.get(state)
         self._updates.begin_chunk()
 
-    def _is_whole(self, x: Tensor, weight: float, factor: float) -> bool:
-        return (x.shape[0], weight, factor) == self._whole
+    def _is_whole(self, x: Tensor, closes: bool, weight: float, factor: float) -> bool:
+        # Of a smaller minibatch in the same group one rank may have as large a share with the same weight, and another not.
+        return (x.shape[0], weight, factor) == self._whole and not (closes and self._uneven)
 
     def _pays(self) -> bool:
         """Whether it is time for a graph; where too little is left to train, that is the end of it."""
@@ -171,7 +173,7 @@ class Engine:
             self._run_eagerly()
 
     def _execute(self, x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0, factor: float = 1.0) -> Outcome:
-        if self._given_up or not self._is_whole(x, weight, factor):
+        if self._given_up or not self._is_whole(x, closes, weight, factor):
             return self._eager(x, y, opens, closes, weight, factor)
         step, updates = self._step, self._updates
         if step is not None and not updates.cut_short and step.moved:

@@ -98,12 +98,12 @@ class Race:
         """Whose turn it is."""
         return "captured" if self._turns % 4 in (0, 3) else "eager"
 
-    def timed(self, execute: Execute, whole: Callable[[Tensor, float, float], bool]) -> Execute:
+    def timed(self, execute: Execute, whole: Callable[[Tensor, bool, float, float], bool]) -> Execute:
         """`execute` for one chunk, whose minibatches count that are `whole`."""
         clock, marks = self._clock, self._marks
 
         def run(x: Tensor, y: Tensor, opens: bool, closes: bool, weight: float = 1.0, factor: float = 1.0) -> Outcome:
-            marks.append(Mark(clock.mark(), closes, whole(x, weight, factor)))
+            marks.append(Mark(clock.mark(), closes, whole(x, closes, weight, factor)))
             outcome = execute(x, y, opens, closes, weight, factor)
             self._ended = clock.mark()
             return outcome
