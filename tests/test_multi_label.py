@@ -17,6 +17,7 @@ from dnnkit.data import Examples, Source, prepare
 from dnnkit.data.tasks import task_named
 from dnnkit.errors import ConfigError, DataError, PluginError
 from dnnkit.record import read_journal
+from dnnkit.record.figures import draw_learning_curves
 from dnnkit.record.sample import sample_figure
 from dnnkit.registry import losses, metrics, tasks
 from dnnkit.training.assemble import load_data
@@ -270,6 +271,15 @@ def test_a_run_learns_and_records_what_the_task_is_measured_by(trained: tuple[Pa
     path = result.run_dir / "checkpoints" / "best.ckpt"
     state = RunState.of(load(path), path)
     assert (state.task, state.outputs, state.targets, state.classes, state.target_mean) == ("multi_label", 3, NAMES, None, None)
+
+
+def test_the_learning_curves_have_the_first_of_its_metrics_beside_the_loss(trained: tuple[Path, Any]) -> None:
+    _, result = trained
+    figure = draw_learning_curves(result.run_dir)
+    assert figure is not None
+    assert [axes.get_ylabel() for axes in figure.axes] == ["Loss", "Macro F1"]
+    curve = next(line for line in figure.axes[1].lines if line.get_label() == "validation")
+    assert max(curve.get_ydata()) == max(row.value for row in read_journal(result.run_dir / "metrics.jsonl") if row.key == "val/macro_f1")
 
 
 def test_evaluate_finds_what_the_run_recorded(trained: tuple[Path, Any]) -> None:

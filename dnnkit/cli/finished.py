@@ -48,7 +48,8 @@ training's examples is in the checkpoint and is done to these.
                        .npz: raw examples under the key x, of shape (n, …) as the run's; images also (n, h, w).
   --output FILE        .csv: for each row of the input its number (row), the class (prediction) and the probability of each (p_<class>), or
                        the values, in the units of the target and by its names. .npz: the same as arrays: row, prediction (class
-                       indices), probabilities and classes, or values and targets. A reconstruction is .npz alone.
+                       indices), probabilities and classes, or values and targets. Of labels the prediction is those with a
+                       probability of at least 1/2 (in .npz 0 and 1, and labels for classes). A reconstruction is .npz alone.
                        Rows are counted from 1 in every format, without the header. Where a target is called row itself, the
                        number is in the column row_number.
   --mc-samples N       Monte-Carlo dropout: the predictions are the mean of N passes with dropout on, and there are columns for how

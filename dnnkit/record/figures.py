@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnnkit.disk import disk, replacing
+from dnnkit.disk import disk, read_json, replacing
 from dnnkit.record.curves import Curve, read_curves
 from dnnkit.record.journal import METRICS
 
@@ -28,6 +28,8 @@ MOST_CLASSES_WITH_NUMBERS = 20
 MOST_LAYERS_WITH_NAMES = 8
 # Key after `train/` and `val/`: axis label, and whether more is better.
 PANELS = {"loss": ("Loss", False), "acc": ("Accuracy", True), "mse": ("Mean squared error", False), "r2": ("R²", True)}
+# The same of what else a run measures, in its folder's `diagnostics/`.
+CURVES = "curves.json"
 # Field of a layer's signal: axis label.
 SIGNALS = {"second_moment": "Second moment of the output", "delta_norm": "Gradient norm ‖∂L/∂z‖"}
 # Colour, width in points, opacity: a thin curve over a wide pale one leaves both to be seen where they are equal.
@@ -37,6 +39,7 @@ _PROBE_STYLES = ((BLUE, 2.8, 0.55), (VERMILION, 1.4, 1.0))
 def learning_curves(run_dir: Path) -> Path | None:
     """Loss and accuracy (R² or the mean squared error for regression), training and validation, against optimizer steps.
 
+    Of a run that measures none of these its own first metric (`diagnostics/curves.json`, see `write_panels`).
     Writes `figures/learning_curves.png`; the best validation value is marked. Of a long run, the points that could not be told
     apart are left out (`curves.Curve`). None where nothing was journalled.
     """
@@ -46,14 +49,21 @@ def learning_curves(run_dir: Path) -> Path | None:
 
 def draw_learning_curves(run_dir: Path) -> Figure | None:
     """The figure of `learning_curves`, which is not written; None where nothing was journalled."""
-    curves = read_curves(run_dir / METRICS, [f"{part}/{name}" for name in PANELS for part in ("train", "val")])
-    panels = [name for name in PANELS if f"train/{name}" in curves or f"val/{name}" in curves][:2]
+    known = {**PANELS, **_own_panels(run_dir)}
+    curves = read_curves(run_dir / METRICS, [f"{part}/{name}" for name in known for part in ("train", "val")])
+    panels = [name for name in known if f"train/{name}" in curves or f"val/{name}" in curves][:2]
     if not panels:
         return None
     figure = blank_figure(4.6 * len(panels), 3.5)
     for number, name in enumerate(panels, start=1):
-        _curve_panel(figure.add_subplot(1, len(panels), number), curves, name)
+        _curve_panel(figure.add_subplot(1, len(panels), number), curves, name, *known[name])
     return figure
+
+
+def _own_panels(run_dir: Path) -> dict[str, tuple[str, bool]]:
+    """The panels of metrics that this module does not know, as a run's task and metrics name them."""
+    path = run_dir / "diagnostics" / CURVES
+    return {name: (str(label), bool(rises)) for name, (label, rises) in read_json(path).items()} if path.exists() else {}
 
 
 def learning_rate(run_dir: Path) -> Path | None:
@@ -210,8 +220,7 @@ def _save(figure: Figure, run_dir: Path, name: str, folder: str = "figures") -> 
     return path
 
 
-def _curve_panel(axes: Axes, curves: Mapping[str, Curve], name: str) -> None:
-    label, more_is_better = PANELS[name]
+def _curve_panel(axes: Axes, curves: Mapping[str, Curve], name: str, label: str, more_is_better: bool) -> None:
     if f"train/{name}" in curves:
         steps, values = curves[f"train/{name}"].steps, curves[f"train/{name}"].values
         axes.plot(steps, values, color=BLUE, linewidth=1.2, alpha=0.9, label="training", marker="." if len(steps) == 1 else None)

@@ -42,6 +42,15 @@ def write_confusion(run_dir: Path, counts: Sequence[Sequence[int]], classes: Seq
     _write(run_dir / "diagnostics" / CONFUSION, {"classes": None if classes is None else list(classes), "counts": counts})
 
 
+def write_panels(run_dir: Path, panels: Mapping[str, tuple[str, bool]]) -> None:
+    """`diagnostics/curves.json`: of metrics that the learning curves do not know, the label of their axis and whether more is better.
+
+    Written only where there are such and the learning curves know none of the run's. Raises DiskError.
+    """
+    if panels and not set(panels) & set(figures.PANELS):
+        _write(run_dir / "diagnostics" / figures.CURVES, {name: list(panel) for name, panel in panels.items()})
+
+
 def write_findings(run_dir: Path, findings: Sequence[Finding]) -> None:
     """`diagnostics/lint.json`: what the linter found before the run, errors first. Raises DiskError."""
     _write(run_dir / "diagnostics" / LINT, {"findings": [finding.to_dict() for finding in findings]})

@@ -124,6 +124,12 @@ def metric_names(cfg: Config, task: str) -> tuple[str, ...]:
     return tuple(node["name"] for node in metric_nodes(cfg, task))
 
 
+def panels(cfg: Config, task: str) -> dict[str, tuple[str, bool]]:
+    """Of each metric what its axis is called, by the fact `label` or else by its name, and whether more of it is better."""
+    labels = {name: REGISTRIES["metrics"].get(name).facts.get("label") for name in metric_names(cfg, task)}
+    return {name: (label or name.replace("_", " ").capitalize(), direction(f"val/{name}") == "max") for name, label in labels.items()}
+
+
 def monitor(cfg: Config, task: str) -> tuple[str, str]:
     """The validation metric that says which weights are best, and its direction, `min` or `max`."""
     chosen, mode = cfg.checkpoint.monitor, cfg.checkpoint.mode

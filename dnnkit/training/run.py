@@ -28,7 +28,7 @@ from dnnkit.network.freezing import freezing
 from dnnkit.network.groups import group_lines
 from dnnkit.record import RunFolder, new_run
 from dnnkit.record.identity import DnnkitStatus, Status, scrub, strip_credentials
-from dnnkit.record.signal import write_findings
+from dnnkit.record.signal import write_findings, write_panels
 from dnnkit.record.title import command, title
 from dnnkit.sender import Sender, resolve_uri
 from dnnkit.training.assemble import (
@@ -41,6 +41,7 @@ from dnnkit.training.assemble import (
     check_monitor,
     grouping,
     load_data,
+    panels,
 )
 from dnnkit.training.crowd import sharing
 from dnnkit.training.devices import check_world, choose_device, choose_threads, computing_with, threads_to_prepare
@@ -244,6 +245,7 @@ def _describe(folder: RunFolder, run: Prepared, sweep: str | None) -> None:
     values = run.data.train.y.shape[1] if len(run.data.train.y.shape) > 1 else None
     folder.write_dataset(card["name"], run.data.fingerprint, origin=card["origin"], inputs=run.data.inputs, values=values, card=card)
     write_findings(folder.path, run.findings)
+    write_panels(folder.path, panels(run.cfg, run.data.task))
     log.info("task: %s; data: %s, %s", card["task"], card["name"], card["loader"])
     for name in absent_classes(card):
         log.warning("no training example is of class %s: it cannot be learned", name)

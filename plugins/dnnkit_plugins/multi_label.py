@@ -36,7 +36,7 @@ def binary_cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(prediction, target.to(prediction.dtype))
 
 
-@metrics.register("macro_f1", tasks=_TASKS, better="higher", mean=False)
+@metrics.register("macro_f1", tasks=_TASKS, better="higher", mean=False, label="Macro F1")
 def macro_f1(prediction: Tensor, target: Tensor) -> Tensor:
     """The mean over labels of 2·TP / (2·TP + FP + FN), 0 to 1; logits and targets of 0 and 1 `(batch, labels)`.
 

@@ -23,8 +23,9 @@ def npz(root: Path | None, task: str, path: Annotated[str, Len(1)]) -> Source:
     if the second, or else the last, is 1, 3 or 4: the channels, which are moved to the second. Anything else is a table.
     y, shape `(n,)`: whole numbers, truth values or texts are classes, in sorted order and named by their value; floating
     numbers, also `(n, values)`, are the values of a regression. `task=regression` takes whole numbers as values,
-    `task=classification` takes floating ones as classes if all are whole; `task=reconstruction` needs no y. What was
-    decided is in the card as `decisions`. `x_train` and `y_train` are taken for x and y.
+    `task=classification` takes floating ones as classes if all are whole; `task=reconstruction` needs no y. Whole numbers or truth
+    values of shape `(n, labels)`, 0 or 1 each, are labels; where each row has a single 1 only if the task says so. What was decided
+    is in the card as `decisions`. `x_train` and `y_train` are taken for x and y.
     A split that the file has not is taken as `data.split` says. Images are standardised by channel, tables by feature.
 
     Raises DataError naming file, key and row: no such file; not an .npz; damaged, or claiming more than it holds; Python

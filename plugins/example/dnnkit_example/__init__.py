@@ -1,1 +1,1 @@
-"""A third-party package for dnnkit: one activation, one optimizer and one preset."""
+"""A third-party package for dnnkit: one activation, one optimizer, one task and one preset."""
