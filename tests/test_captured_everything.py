@@ -58,6 +58,7 @@ def examples(task: str) -> tuple[Tensor, Tensor]:
     x = torch.randn(ROWS, *SHAPE, generator=torch.Generator().manual_seed(5))
     flat = x.flatten(1)
     targets = {"classification": flat[:, :CLASSES].argmax(1), "regression": flat[:, :CLASSES].sin(), "reconstruction": flat.clone()}
+    targets["multi_label"] = (flat[:, :CLASSES] > 0).float()
     return x, targets[task]
 
 
@@ -124,8 +125,8 @@ ALONE = _alone() | SETTINGS
 
 
 def test_every_registered_component_of_a_step_is_among_the_cases() -> None:
-    """Data, augmentations and metrics are no part of a step."""
-    outside = {"data", "augmentation", "metrics", "lint"}
+    """Data, augmentations, metrics and tasks are no part of a step."""
+    outside = {"data", "augmentation", "metrics", "lint", "task"}
     wanted = {f"{group}={name}" for group, registry in REGISTRIES.items() if group not in outside for name in registry.names()}
     assert wanted == {name for name in ALONE if "=" in name and "," not in name}
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -184,8 +185,13 @@ def test_every_experiment_trains_on_its_own_images(workdir: Path, name: str) -> 
 @pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize(("group", "name"), COMPONENTS)
 def test_every_component_trains_in_its_place(workdir: Path, group: str, name: str) -> None:
-    classes = "classification" in REGISTRIES[group].get(name).facts.get("tasks", ["classification"])
-    chosen = [f"{group}={name}", f"data={'digits' if classes else 'diabetes'}", "optimizer.lr=0.01"]
+    tasks = REGISTRIES[group].get(name).facts.get("tasks", ["classification"])
+    data = {"classification": "digits", "regression": "diabetes", "multi_label": "npz"}[tasks[0]]
+    chosen = [f"{group}={name}", f"data={data}", "optimizer.lr=0.01"]
+    if data == "npz":
+        x = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
+        np.savez(workdir / "labels.npz", x=x, y=(x[:, :3] > 0).astype(np.uint8))
+        chosen.append("data.path=labels.npz")
     before = dnnkit.build(COMPOSER.one(chosen))
     after = assert_trains(*chosen).module
     assert any(not mine.equal(theirs) for mine, theirs in zip(before.parameters(), after.parameters(), strict=True))

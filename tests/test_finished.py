@@ -154,7 +154,7 @@ def test_other_data_are_told_of_and_standardised_as_the_runs_own_were(
         # The same rows through predict, which knows no other statistics than the checkpoint's.
         run = open_run(runs[name])
         lines = Path(file).read_text().splitlines()
-        source = dnnkit.training.assemble._source({**run.cfg.values["data"], "path": file}, "auto")
+        source = dnnkit.training.assemble._source(run.cfg.changed(data={**run.cfg.data, "path": file}))
         values = run.cfg.values["data"]
         settings = {key: values[key] for key in ("val_size", "test_size", "split")}
         raw = dnnkit.data.prepare("csv", source, **settings, standardize="none", standardize_target=False, seed=0, stream=True)

@@ -153,6 +153,7 @@ LOSSES: list[tuple[str, dict[str, Any], Callable[[Tensor, Tensor], Tensor]]] = [
     ("mse", {}, lambda p, t: keras.losses.mean_squared_error(t, p).mean()),
     ("mae", {}, lambda p, t: keras.losses.mean_absolute_error(t, p).mean()),
     ("huber", {}, lambda p, t: keras.losses.huber(t, p).mean()),
+    ("binary_cross_entropy", {}, lambda p, t: keras.losses.binary_crossentropy(t, p, from_logits=True).mean()),
     ("huber", {"delta": 2.5}, lambda p, t: keras.losses.huber(t, p, delta=2.5).mean()),
 ]
 
@@ -164,6 +165,7 @@ def test_every_built_in_loss_is_compared() -> None:
 @pytest.mark.parametrize(("name", "settings", "theirs"), LOSSES, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_loss_and_its_gradient_are_those_of_keras(name: str, settings: dict[str, Any], theirs: Any) -> None:
     target = torch.arange(64) % 5 if name == "cross_entropy" else randn(64, 5, seed=1) * 2
+    target = (target > 0).to(target.dtype) if name == "binary_cross_entropy" else target
     found = []
     for function in (lambda p: ours("loss", name, p, target, **settings), lambda p: theirs(p, target)):
         prediction = (randn(64, 5) * 3).requires_grad_()
@@ -192,18 +194,21 @@ def test_metrics_are_those_of_keras() -> None:
     logits, labels = randn(500, 10) * 2, torch.arange(500) % 10
     hot, p = one_hot(labels, 10), logits.softmax(1)
     values, target = randn(200, 3), randn(200, 3, seed=1)
+    several = (target > 0.5).to(target.dtype)
     theirs = {
         "acc": flat(keras.metrics.SparseCategoricalAccuracy(), labels, logits),
         "top_k": flat(keras.metrics.SparseTopKCategoricalAccuracy(k=5), labels, logits),
         "f1": flat(keras.metrics.F1Score(average="macro"), hot, p),
+        "macro_f1": flat(keras.metrics.F1Score(average="macro", threshold=0.5), several, values.sigmoid()),
         "mse": flat(keras.metrics.MeanSquaredError(), target, values),
         "mae": flat(keras.metrics.MeanAbsoluteError(), target, values),
         "r2": flat(keras.metrics.R2Score(), target, values),
     }
-    assert {*theirs, "auroc"} == names(metrics)  # Keras's AUC is an approximation by 200 thresholds
+    # Keras's areas under curves are approximations by 200 thresholds.
+    assert {*theirs, "auroc", "mean_average_precision"} == names(metrics)
     for name, value in theirs.items():
-        given = (values, target) if name in ("mse", "mae", "r2") else (logits, labels)
-        assert float(ours("metrics", name, *given)) == pytest.approx(value, abs=1e-6), name
+        given = {"macro_f1": (values, several)} | dict.fromkeys(("mse", "mae", "r2"), (values, target))
+        assert float(ours("metrics", name, *given.get(name, (logits, labels)))) == pytest.approx(value, abs=1e-6), name
     two = logits[:, :2]
     auc = keras.metrics.AUC(num_thresholds=20_001)
     assert float(ours("metrics", "auroc", two, labels % 2)) == pytest.approx(flat(auc, labels % 2, two.softmax(1)[:, 1]), abs=1e-3)

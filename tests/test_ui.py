@@ -37,7 +37,7 @@ from dnnkit.sender.summaries import SUMMARIES, summary
 from dnnkit.sender.sync import sync
 from dnnkit.training.invocation import pasteable
 from dnnkit.training.report import look_at
-from tests.helpers import ask
+from tests.helpers import PATIENT, ask
 
 
 def trained(folder: Path, uri: str | None = None, **facts: Any) -> RunFolder:
@@ -287,7 +287,7 @@ def test_the_last_line_of_a_run_pasted_into_the_shell_opens_the_page_of_the_run_
         assert {metric["key"] for metric in found["run"]["data"]["metrics"]} >= {"train/loss", "lr"}
     finally:
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=90)
+        _, said = process.communicate(timeout=PATIENT)
     assert process.returncode == 0, said
     with pytest.raises(OSError, match="refused"):
         get(address)
@@ -445,7 +445,7 @@ def test_sigterm_ends_the_server_too_which_was_at_the_port_that_was_named(workdi
         started = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     finally:
         process.terminate()
-        process.communicate(timeout=90)
+        process.communicate(timeout=PATIENT)
     assert process.returncode == 143
     assert len(started) == 1
     assert not Path(f"/proc/{started[0]}").exists()
