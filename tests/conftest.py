@@ -285,14 +285,16 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
 
 
 @pytest.fixture(scope="session")
-def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[int, str], None]], list[dict[str, Any]]]:
-    """Runs a function `(rank, folder)` in two new processes at once; what each has saved as `<rank>.pt` in the folder."""
+def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[int], dict[str, Any]]], list[dict[str, Any]]]:
+    """Asks a function of the rank in two new processes, which form one group; what each has found."""
     import torch
 
-    def start(target: Callable[[int, str], None]) -> list[dict[str, Any]]:
+    from tests.helpers import as_rank
+
+    def start(find: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
         folder = tmp_path_factory.mktemp("ranks")
         context = torch.multiprocessing.get_context("spawn")
-        processes = [context.Process(target=target, args=(rank, str(folder))) for rank in range(2)]
+        processes = [context.Process(target=as_rank, args=(find, rank, folder)) for rank in range(2)]
         for process in processes:
             process.start()
         for process in processes:

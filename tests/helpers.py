@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,17 @@ def eventually(condition: Callable[[], Any], timeout: float = PATIENT) -> Any:
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
     return value
+
+
+def as_rank(find: Callable[[int], dict[str, Any]], rank: int, folder: Path) -> None:
+    """One of two processes with a process group between them: what it has found is `<rank>.pt` in the folder; the process ends."""
+    import torch
+    import torch.distributed as dist
+
+    from dnnkit import worker
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    torch.save(find(rank), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+    worker.leave(0)
