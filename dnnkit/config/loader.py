@@ -31,7 +31,7 @@ from dnnkit.registry import KINDS, REGISTRIES
 from dnnkit.schema import Settings, node
 
 #: What `conf/config.yaml` begins with: a default for every key that holds one value.
-KEYS = "keys"
+KEYS = "dnnkit_keys"
 _PACKAGE = Path(__file__).resolve().parent.parent
 #: What may differ between one command and another in the node by which Hydra acts; the rest is always Hydra's own.
 _FREE = ("mode", "sweeper", "launcher", "overrides", "runtime")
