@@ -274,11 +274,16 @@ def test_a_mistake_in_a_real_process_ends_with_2_on_the_error_output(workdir: Pa
     assert list(workdir.iterdir()) == []
 
 
-def test_a_reader_that_goes_away_is_no_error(workdir: Path) -> None:
+@pytest.mark.parametrize("words", [("list",), ("version",)], ids=" ".join)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(words: tuple[str, ...], unbuffered: str, workdir: Path) -> None:
+    """Whether the output is written at once, as a whole at the end, or when a buffer is full."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "dnnkit", "list"]
-    done = subprocess.run(command, cwd=workdir, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        [sys.executable, "-m", "dnnkit", *words], cwd=workdir, env=environ, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -44,6 +44,7 @@ def nothing_said_of_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("what", TABLES)
 @pytest.mark.parametrize("variable", ["", "COLUMNS=40", "FORCE_COLOR=1", "TTY_COMPATIBLE=1"])
 def test_a_table_in_a_pipe_has_one_line_for_each_row(what: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     if variable:
         monkeypatch.setenv(*variable.split("="))
     with output(monkeypatch, os.pipe()) as read:

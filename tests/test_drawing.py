@@ -214,18 +214,47 @@ def test_where_the_sender_is_broken_another_process_draws(tmp_path: Path) -> Non
     assert pictures(run.path) == ["figures/learning_curves.png", "figures/learning_rate.png"]
 
 
-@pytest.mark.parametrize("wait_s", [PATIENT, 0.0])
-def test_where_the_sender_is_broken_a_figure_that_is_not_there_is_said_too(tmp_path: Path, wait_s: float) -> None:
+class Slow:
+    """Stands in for a process that has not drawn yet."""
+
+    uri = None
+
+    def announce(self, run_dir: Path) -> None:
+        pass
+
+    def wait(self, run_dir: Path, timeout: float) -> Outcome:
+        return Outcome("waiting")
+
+    def close(self, timeout: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_where_the_sender_is_broken_a_figure_that_is_not_there_is_said_too(tmp_path: Path, slow: bool) -> None:
     run = journalled(tmp_path)
     run.finish("FINISHED", "finished", 0)
     with open(run.path / "metrics.jsonl", "a", encoding="utf-8") as journal:
         journal.write("no row\n")
     with Senders() as senders:
-        senders._runs[run.path] = (Broken(), wait_s)  # type: ignore[assignment]
+        if slow:
+            senders._senders[None] = Slow()  # type: ignore[assignment]
+        senders._runs[run.path] = (Broken(), PATIENT)  # type: ignore[assignment]
         found = senders.settle(Result({}, None, run.path, None, "uuid", "sqlite:///mlflow.db"))  # type: ignore[arg-type]
     first, _, second = found.message.partition("; ")
     assert first == "the sender ended with code 1: ImportError"
-    assert second.startswith("figures/learning_curves.png could not be drawn: " if wait_s else "not all figures are drawn yet after 0 s")
+    assert second.startswith("not all figures are drawn yet after 120 s" if slow else "figures/learning_curves.png could not be drawn: ")
+
+
+def test_the_figures_of_a_sweep_whose_sender_is_broken_are_drawn_at_its_end(
+    tmp_path: Path, one_drawer: Callable[[Senders], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = journalled(tmp_path)
+    run.finish("FINISHED", "finished", 0)
+    senders = Senders()
+    senders._runs[run.path] = (Broken(), PATIENT)  # type: ignore[assignment]
+    one_drawer(senders)  # `close` itself; nobody settles with the jobs of a sweep one by one
+    assert pictures(run.path) == ["figures/learning_curves.png", "figures/learning_rate.png"]
+    assert "ImportError" in caplog.text
 
 
 def test_nothing_of_it_is_left_when_the_senders_are_let_go(

@@ -265,6 +265,11 @@ def get(address: str) -> Any:
         return answer.read()
 
 
+def ctrl_c() -> None:
+    """In a new process: Ctrl-C interrupts it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_last_line_of_a_run_pasted_into_the_shell_opens_the_page_of_the_run_and_ends_with_ctrl_c(workdir: Path, uri: str) -> None:
     run = trained(workdir, uri, experiment="my experiment")
     write(run.path, [Row(1, "test/loss", 0.25), Row(1, "test/acc", 0.5)])
@@ -272,7 +277,9 @@ def test_the_last_line_of_a_run_pasted_into_the_shell_opens_the_page_of_the_run_
     line = look_at(run.path)
     assert line is not None
     assert line.endswith(f" ui {run.path.name[-8:]}")
-    process = subprocess.Popen(["bash", "-c", f"exec {line}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # As in a terminal, also where these tests run in the background, where a shell has Ctrl-C ignored.
+    words = ["bash", "-c", f"exec {line}"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ctrl_c)
     try:
         assert process.stdout is not None
         whole, table, charts, one = (process.stdout.readline().split()[-1] for _ in range(4))

@@ -90,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         own.begin()  # of a process that trains one network
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()  # here, where a reader that is gone is no error, not when the interpreter ends
+        return code
     except DnnkitError as error:
         _complain(str(error))
         return error.exit_code

@@ -55,27 +55,30 @@ class Senders:
             return result
         sender, wait_s = self._runs.pop(result.run_dir)
         outcome = sender.wait(result.run_dir, wait_s)
-        said = [_said(outcome, sender.uri, wait_s)]
-        if outcome.state == "failed" and due(result.run_dir):
-            said.append(self._draw(result.run_dir, wait_s))
-        message = "; ".join(filter(None, said))
+        message = self._with_figures(_said(outcome, sender.uri, wait_s), outcome, result.run_dir, wait_s)
         if message:
             log.warning("%s", message)
         return replace(result, run_id=outcome.run_id, message=message)
 
-    def _draw(self, run_dir: Path, wait_s: float) -> str:
-        """Without the sender, which may not even have started: MLflow is broken here, and figures do not depend on it.
+    def _with_figures(self, said: str, outcome: Outcome, run_dir: Path, wait_s: float) -> str:
+        """What was said of an outcome, and what is to be said of the figures, which another process draws where the sender could not.
 
-        Returns what is to be said of it, empty where all is well.
+        The sender may not even have started: MLflow is broken here, and figures do not depend on it.
         """
+        if outcome.state != "failed" or not due(run_dir):
+            return said
         drawer = self.start(None)
         drawer.announce(run_dir)
-        return _said(drawer.wait(run_dir, wait_s), None, wait_s)
+        return "; ".join(filter(None, (said, _said(drawer.wait(run_dir, wait_s), None, wait_s))))
 
     def close(self) -> None:
-        """Let the senders go; they end by themselves once every run is in MLflow. Runs that ended in an error are waited for too."""
+        """Let the senders go, which end by themselves once every run is in MLflow.
+
+        Jobs of a sweep, and runs that ended in an error, are waited for.
+        """
         for run_dir, (sender, wait_s) in self._runs.items():
-            message = sender.wait(run_dir, wait_s).message
+            outcome = sender.wait(run_dir, wait_s)
+            message = self._with_figures(outcome.message, outcome, run_dir, wait_s)
             if message:
                 log.warning("%s: %s", run_dir.name, message)
         for sender in self._senders.values():
